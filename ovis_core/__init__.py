@@ -1,0 +1,14 @@
+"""Ovis-Image in plain PyTorch: text to image, one file per stage.
+
+| stage                      | module                  | in -> out                                      |
+|----------------------------|-------------------------|------------------------------------------------|
+| prompt -> tokens           | `prompt`                | str -> up to 284 ids                           |
+| tokens -> text states      | `text_encoder`          | -> (B, 256, 2048)                              |
+| latents -> packed tokens   | `latents`               | (B, 16, H, W) -> (B, HW/4, 64)                 |
+| tokens -> velocity         | `transformer`, `layers` | latents, sigma, text states -> (B, 16, H, W)   |
+| noise -> latents           | `sampling`              | -> (B, 16, H, W)                               |
+| latents -> image           | `autoencoder`           | -> (B, 3, 8H, 8W)                              |
+
+`checkpoint` reads and writes the published files (`layouts` knows their names, `storage` their bytes); `pipeline` is all
+of it in one function. Nothing here imports ComfyUI, downloads, moves tensors between devices or reads the environment.
+"""

@@ -1,0 +1,236 @@
+"""Latents <-> image: FLUX's autoencoder.
+
+B batch, C channels, H and W latent pixels. Images are (B, 3, 8H, 8W) in [-1, 1]. Parameters are named as in FLUX's
+`ae.safetensors`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .latents import LATENT_CHANNELS
+from .layers import Ops
+from .layouts import num_blocks
+
+NUM_GROUPS = 32
+
+# The MMDiT's latents are the autoencoder's, moved and scaled to unit variance (numbers of the released autoencoder).
+SHIFT = 0.1159
+SCALE = 0.3611
+
+
+def normalize(latents: Tensor) -> Tensor:
+    """The autoencoder's latents -> the MMDiT's."""
+    return (latents - SHIFT) * SCALE
+
+
+def denormalize(latents: Tensor) -> Tensor:
+    """The MMDiT's latents -> the autoencoder's."""
+    return latents / SCALE + SHIFT
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The numbers of the network; the defaults are FLUX.1-schnell's."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # per resolution, finest first
+    num_res_blocks: int = 2
+    latent_channels: int = LATENT_CHANNELS
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "AutoencoderConfig":
+        """The sizes that a state dict's shapes tell; `config` is diffusers' config.json beside it, or empty.
+
+        Raises ValueError when that config says the latents are scaled unlike FLUX's (another model's autoencoder of the
+        same architecture, whose images would come out in wrong colours).
+        """
+        for name, expected in (("scaling_factor", SCALE), ("shift_factor", SHIFT)):
+            got = config.get(name, expected)
+            if got != expected:
+                raise ValueError(
+                    f"this VAE's config has {name} {got}, Ovis-Image's has {expected}; use FLUX.1's VAE"
+                )
+        return cls(
+            channels=tuple(
+                shapes[f"decoder.up.{level}.block.0.conv1.weight"][0]
+                for level in range(num_blocks(shapes, "decoder.up"))
+            ),
+            num_res_blocks=num_blocks(shapes, "encoder.down.0.block"),
+            latent_channels=shapes["decoder.conv_in.weight"][1],
+        )
+
+    def to_diffusers(self) -> dict:
+        """The config.json of diffusers' AutoencoderKL."""
+        levels = len(self.channels)
+        return {
+            "_class_name": "AutoencoderKL",
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "block_out_channels": list(self.channels),
+            "layers_per_block": self.num_res_blocks,
+            "latent_channels": self.latent_channels,
+            "norm_num_groups": NUM_GROUPS,
+            "scaling_factor": SCALE,
+            "shift_factor": SHIFT,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            "mid_block_add_attention": True,
+            "force_upcast": True,
+            "act_fn": "silu",
+        }
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig, ops: Ops = nn, **factory):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, ops, **factory)
+        self.decoder = Decoder(config, ops, **factory)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, 8H, 8W) in [-1, 1] -> the mean of the latents' distribution (B, C, H, W), not normalized."""
+        return self.encoder(image).chunk(2, dim=1)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W), not normalized -> (B, 3, 8H, 8W), about [-1, 1]."""
+        return self.decoder(latents)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig, ops: Ops, **factory):
+        super().__init__()
+        channels = config.channels
+        self.conv_in = conv3x3(3, channels[0], ops, **factory)
+        self.down = nn.ModuleList()
+        previous = channels[0]
+        for level, width in enumerate(channels):
+            down = nn.Module()
+            down.block = res_blocks(previous, width, config.num_res_blocks, ops, **factory)
+            if level < len(channels) - 1:
+                down.downsample = Downsample(width, ops, **factory)
+            self.down.append(down)
+            previous = width
+        self.mid = Middle(channels[-1], ops, **factory)
+        self.norm_out = group_norm(channels[-1], ops, **factory)
+        self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels, ops, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for down in self.down:
+            for block in down.block:
+                x = block(x)
+            if hasattr(down, "downsample"):
+                x = down.downsample(x)
+        return self.conv_out(functional.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig, ops: Ops, **factory):
+        super().__init__()
+        channels = config.channels
+        self.conv_in = conv3x3(config.latent_channels, channels[-1], ops, **factory)
+        self.mid = Middle(channels[-1], ops, **factory)
+        self.up = nn.ModuleList()
+        previous = channels[-1]
+        levels = []
+        for level, width in reversed(list(enumerate(channels))):
+            up = nn.Module()
+            up.block = res_blocks(previous, width, config.num_res_blocks + 1, ops, **factory)
+            if level > 0:
+                up.upsample = Upsample(width, ops, **factory)
+            levels.append(up)
+            previous = width
+        self.up.extend(reversed(levels))  # numbered finest first, run coarsest first
+        self.norm_out = group_norm(channels[0], ops, **factory)
+        self.conv_out = conv3x3(channels[0], 3, ops, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for up in reversed(self.up):
+            for block in up.block:
+                x = block(x)
+            if hasattr(up, "upsample"):
+                x = up.upsample(x)
+        return self.conv_out(functional.silu(self.norm_out(x)))
+
+
+class Middle(nn.Module):
+    def __init__(self, width: int, ops: Ops, **factory):
+        super().__init__()
+        self.block_1 = ResBlock(width, width, ops, **factory)
+        self.attn_1 = AttentionBlock(width, ops, **factory)
+        self.block_2 = ResBlock(width, width, ops, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class ResBlock(nn.Module):
+    def __init__(self, in_width: int, out_width: int, ops: Ops, **factory):
+        super().__init__()
+        self.norm1 = group_norm(in_width, ops, **factory)
+        self.conv1 = conv3x3(in_width, out_width, ops, **factory)
+        self.norm2 = group_norm(out_width, ops, **factory)
+        self.conv2 = conv3x3(out_width, out_width, ops, **factory)
+        if in_width != out_width:
+            self.nin_shortcut = ops.Conv2d(in_width, out_width, kernel_size=1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = self.conv2(functional.silu(self.norm2(h)))
+        if hasattr(self, "nin_shortcut"):
+            x = self.nin_shortcut(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Attention of one head over all latent pixels."""
+
+    def __init__(self, width: int, ops: Ops, **factory):
+        super().__init__()
+        self.norm = group_norm(width, ops, **factory)
+        for name in ("q", "k", "v", "proj_out"):
+            setattr(self, name, ops.Conv2d(width, width, kernel_size=1, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (
+            f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v)
+        )  # (B, 1, HW, C)
+        h = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int, ops: Ops, **factory):
+        super().__init__()
+        self.conv = ops.Conv2d(width, width, kernel_size=3, stride=2, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(functional.pad(x, (0, 1, 0, 1)))  # on one side only, as trained
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int, ops: Ops, **factory):
+        super().__init__()
+        self.conv = conv3x3(width, width, ops, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def res_blocks(in_width: int, out_width: int, num_blocks: int, ops: Ops, **factory) -> nn.ModuleList:
+    widths = (in_width, *(out_width for _ in range(num_blocks)))
+    return nn.ModuleList(ResBlock(a, b, ops, **factory) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+
+def conv3x3(in_width: int, out_width: int, ops: Ops, **factory) -> nn.Module:
+    return ops.Conv2d(in_width, out_width, kernel_size=3, padding=1, **factory)
+
+
+def group_norm(width: int, ops: Ops, **factory) -> nn.Module:
+    return ops.GroupNorm(NUM_GROUPS, width, eps=1e-6, affine=True, **factory)

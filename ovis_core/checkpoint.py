@@ -1,0 +1,370 @@
+"""State dicts of the three parts: recognise a file or folder by its headers, read it strictly, write it in any layout."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .autoencoder import Autoencoder, AutoencoderConfig
+from .latents import PATCH_SIZE
+from .layouts import (
+    FLUX_MARKER,
+    TEXT_ENCODER_PREFIXES,
+    Layout,
+    Rule,
+    autoencoder_layout,
+    autoencoder_rules,
+    diffusers_transformer_rules,
+    flux_transformer_rules,
+    looks_like,
+    text_encoder_layout,
+    text_encoder_rules,
+    transformer_layout,
+)
+from .storage import model_files, read_headers, read_json, write_folder, write_json, write_tensors
+from .text_encoder import TextEncoder, TextEncoderConfig
+from .transformer import OvisImageTransformer, TransformerConfig
+
+T = TypeVar("T")
+Config = TransformerConfig | TextEncoderConfig | AutoencoderConfig
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+MAX_SHARD_BYTES = 10 * 10**9
+
+# How fp8 files say what to multiply a weight by (two generations of names), and what else they carry.
+SCALE_ENDS = (".scale_weight", ".weight_scale")
+QUANT_ENDS = (".scale_input", ".input_scale", ".comfy_quant")
+QUANT_KEYS = ("scaled_fp8",)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the three networks, as files know it."""
+
+    title: str
+    subfolder: str  # in a diffusers pipeline's folder
+    marker: str  # a name of ours that the part cannot lack
+    find_layout: Callable[[Iterable[str]], Layout | None]
+    config: type[Config]
+    module: type[nn.Module]
+    ignored: tuple[str, ...] = ()  # beginnings of names that belong to other parts of a published file
+
+
+TRANSFORMER = Part(
+    "Ovis-Image diffusion model",
+    "transformer",
+    FLUX_MARKER,
+    transformer_layout,
+    TransformerConfig,
+    OvisImageTransformer,
+)
+TEXT_ENCODER = Part(
+    "Ovis2.5-2B text encoder",
+    "text_encoder",
+    "model.layers.0.self_attn.q_norm.weight",
+    text_encoder_layout,
+    TextEncoderConfig,
+    TextEncoder,
+    ("lm_head.", "llm.lm_head.", "visual_tokenizer.", "vte."),
+)
+AUTOENCODER = Part(
+    "FLUX VAE", "vae", "decoder.up.0.block.0.conv1.weight", autoencoder_layout, AutoencoderConfig, Autoencoder
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file or folder whose headers have been checked: right part, right tensors, right shapes."""
+
+    part: Part
+    path: Path
+    layout: Layout
+    config: Config
+    files: tuple[Path, ...]
+    dtype: torch.dtype  # that most of the weights have once read (scaled fp8 is multiplied out)
+
+    def read(
+        self, load: Callable[[str], Mapping[str, Tensor]] = load_file, keep_scales: bool = False
+    ) -> dict[str, Tensor]:
+        """The weights under our names, in the dtypes of the file, on the CPU.
+
+        `load` reads one file (ComfyUI has its own). Scaled fp8 weights are multiplied out to bfloat16, or with
+        `keep_scales` stay as they are, each `X.weight` with its `X.weight_scale`.
+        Raises ValueError when the file changed since its header was checked, or holds NaN or infinity.
+        """
+        tensors: dict[str, Tensor] = {}
+        for file in self.files:
+            before = file.stat()
+            tensors.update(load(str(file)))
+            after = file.stat()
+            if (before.st_size, before.st_mtime_ns, before.st_ino) != (
+                after.st_size,
+                after.st_mtime_ns,
+                after.st_ino,
+            ):
+                raise ValueError(f"{file.name} changed while it was being read; load it again")
+        weights, scales = _split_scales(self._own(tensors))
+        for key, weight in weights.items():
+            _check_finite(self.path, key, weight)
+        one_to_one = {rule.sources[0]: rule.targets[0] for rule in self.layout.rules if not _is_fused(rule)}
+        if keep_scales and scales.keys() <= one_to_one.keys():
+            kept = {
+                one_to_one[key].removesuffix(".weight") + ".weight_scale": scale
+                for key, scale in scales.items()
+            }
+            return convert(weights, self.layout.rules) | kept
+        for key, scale in scales.items():
+            weights[key] = (weights[key].float() * scale.float()).to(torch.bfloat16)
+        return convert(weights, self.layout.rules)
+
+    def module(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+        """The network with its weights, in one dtype: the file's main one unless told otherwise."""
+        if dtype is None:
+            dtype = torch.bfloat16 if self.dtype == torch.float8_e4m3fn else self.dtype
+        module = self.part.module(self.config, device="meta")
+        state = {key: tensor.to(device, dtype) for key, tensor in self.read().items()}
+        module.load_state_dict(state, strict=True, assign=True)
+        return module.to(device).eval().requires_grad_(False)
+
+    def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return _strip(tensors, self.layout.prefix, self.part.ignored)
+
+
+def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
+    """Checks headers only: nothing of the weights is read. `path`: a file, a folder of one part, or a whole pipeline's.
+
+    Raises ValueError in one sentence when the file is damaged, is another model, or lacks, exceeds or misshapes a tensor.
+    """
+    path = Path(path)
+    if (path / part.subfolder).is_dir():
+        path = path / part.subfolder
+    files = tuple(model_files(path))
+    infos = read_headers(files)
+    layout = part.find_layout(infos.keys())
+    if layout is None:
+        raise ValueError(
+            f"{path.name} looks like {looks_like(infos.keys())}, not like an {part.title}: it has no {part.marker}; "
+            "choose another file here, or choose this one in the field it belongs to"
+        )
+    own = _strip(infos, layout.prefix, part.ignored)
+    weights, scales = _split_scales(own)
+    for key, info in weights.items():
+        if info.dtype not in TORCH_DTYPES:
+            raise ValueError(
+                f"{path.name} stores {key} as {info.dtype}, which is not supported; use a bf16 or fp8 file"
+            )
+    for key, info in scales.items():
+        if weights[key].dtype != "F8_E4M3" or math.prod(info.shape) != 1:
+            raise ValueError(
+                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale a tensor"
+            )
+
+    _check_names(path, part, layout, weights.keys())
+    # The same conversion as for the weights, on tensors that have a shape and nothing else.
+    hollow = {key: torch.empty(info.shape, device="meta") for key, info in weights.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in convert(hollow, layout.rules, path.name).items()}
+    config_file = path / "config.json"
+    config = part.config.from_shapes(shapes, read_json(config_file) if config_file.is_file() else {})
+    _check_shapes(path, part, layout, shapes, config)
+
+    sizes: Counter[str] = Counter()
+    for info in weights.values():
+        sizes[info.dtype] += math.prod(info.shape)
+    dtype = torch.bfloat16 if scales else TORCH_DTYPES[sizes.most_common(1)[0][0]]
+    return Checkpoint(part, path, layout, config, files, dtype)
+
+
+def convert(
+    tensors: Mapping[str, Tensor], rules: Iterable[Rule], name: str = "the file"
+) -> dict[str, Tensor]:
+    """A file's tensors -> ours. Splits are views. Raises ValueError when what is to be joined does not fit together."""
+    converted = {}
+    for rule in rules:
+        if rule.optional and rule.sources[0] not in tensors:
+            continue
+        parts = [tensors[source] for source in rule.sources]
+        odd = next(
+            (s for s, part in zip(rule.sources, parts, strict=True) if part.shape[1:] != parts[0].shape[1:]),
+            None,
+        )
+        if odd:
+            raise ValueError(
+                f"{odd} in {name} has the shape {[*tensors[odd].shape]}, which does not fit {rule.sources[0]}"
+            )
+        rows = _join(parts)
+        if rule.swapped:
+            rows = torch.cat(rows.chunk(2)[::-1])
+        if rule.linear:
+            rows = rows[..., None, None]
+        shares = rows.chunk(len(rule.targets))
+        if len(shares) != len(rule.targets):
+            raise ValueError(
+                f"{rule.sources[0]} in {name} has {len(rows)} rows, too few for {len(rule.targets)} layers"
+            )
+        converted.update(zip(rule.targets, shares, strict=True))
+    return converted
+
+
+def unconvert(tensors: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
+    """Our tensors -> a file's; the inverse of `convert`."""
+    converted = {}
+    for rule in rules:
+        if rule.optional and rule.targets[0] not in tensors:
+            continue
+        rows = torch.cat([tensors[target] for target in rule.targets])
+        if rule.swapped:
+            rows = torch.cat(rows.chunk(2)[::-1])
+        if rule.linear:
+            rows = rows[..., 0, 0]
+        shares = rows.split(rule.source_rows) if rule.source_rows else rows.chunk(len(rule.sources))
+        converted.update(zip(rule.sources, shares, strict=True))
+    return converted
+
+
+def save_transformer(
+    model: OvisImageTransformer, path: Path, layout: str, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Writes one file (`layout` authors or comfyui) or diffusers' folder with config.json."""
+    config, state = model.config, model.state_dict()
+    if layout == "diffusers":
+        single_rows = (config.hidden_size,) * 3 + (2 * config.mlp_size,)
+        rules = diffusers_transformer_rules(config.depth, config.depth_single_blocks, single_rows)
+        write_folder(unconvert(state, rules), path, "diffusion_pytorch_model", max_shard_bytes)
+        write_json(config.to_diffusers(), path / "config.json")
+        return
+    text = {"authors": "semantic_txt", "comfyui": "txt"}[layout]
+    write_tensors(
+        unconvert(state, flux_transformer_rules(config.depth, config.depth_single_blocks, text)), path
+    )
+
+
+def save_text_encoder(
+    model: TextEncoder, path: Path, layout: str, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Writes a folder with config.json (`layout` authors, as inside Ovis2.5-2B, or diffusers) or one file (comfyui)."""
+    rules = text_encoder_rules(model.config.num_layers)
+    prefix = TEXT_ENCODER_PREFIXES[layout]
+    tensors = {prefix + key: tensor for key, tensor in unconvert(model.state_dict(), rules).items()}
+    if layout == "comfyui":
+        write_tensors(tensors, path)
+        return
+    write_folder(tensors, path, "model", max_shard_bytes)
+    config = model.config.to_transformers().to_dict() | {"architectures": ["Qwen3Model"]}
+    write_json({"llm_config": config} if layout == "authors" else config, path / "config.json")
+
+
+def save_autoencoder(model: Autoencoder, path: Path, layout: str) -> None:
+    """Writes one file (`layout` flux: the authors' and ComfyUI's) or diffusers' folder with config.json."""
+    config = model.config
+    rules = autoencoder_rules(len(config.channels), config.num_res_blocks, diffusers=layout == "diffusers")
+    tensors = unconvert(model.state_dict(), rules)
+    if layout == "diffusers":
+        write_folder(tensors, path, "diffusion_pytorch_model", MAX_SHARD_BYTES)
+        write_json(config.to_diffusers(), path / "config.json")
+        return
+    write_tensors(tensors, path)
+
+
+def check_fit(
+    transformer: TransformerConfig, text_encoder: TextEncoderConfig, autoencoder: AutoencoderConfig
+) -> None:
+    """Raises ValueError when the three parts do not belong together."""
+    if transformer.context_dim != text_encoder.hidden_size:
+        raise ValueError(
+            f"the text encoder gives {text_encoder.hidden_size} numbers a token, the diffusion model takes "
+            f"{transformer.context_dim}; choose the text encoder that belongs to this model"
+        )
+    if transformer.in_channels != autoencoder.latent_channels * PATCH_SIZE**2:
+        raise ValueError(
+            f"the VAE has {autoencoder.latent_channels} latent channels, the diffusion model takes "
+            f"{transformer.in_channels // PATCH_SIZE**2}; choose the VAE that belongs to this model"
+        )
+
+
+def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> dict[str, T]:
+    """The tensors without the layout's prefix and without other parts'; what lies outside the prefix keeps its name."""
+    return {
+        key.removeprefix(prefix): value
+        for key, value in tensors.items()
+        if not key.startswith(ignored or ("\0",))
+    }
+
+
+def _split_scales(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+    """Weights, and the scales of fp8 weights under the names of those; the rest of what fp8 files carry is dropped."""
+    weights, scales = dict(tensors), {}
+    for key in tensors:
+        layer, dot, end = key.rpartition(".")
+        if dot + end in SCALE_ENDS and f"{layer}.weight" in tensors:
+            scales[f"{layer}.weight"] = weights.pop(key)
+        elif dot + end in QUANT_ENDS or key in QUANT_KEYS:
+            del weights[key]
+    return weights, scales
+
+
+def _is_fused(rule: Rule) -> bool:
+    return len(rule.sources) > 1 or len(rule.targets) > 1 or rule.swapped
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].dtype == torch.float8_e4m3fn:  # torch cannot join these
+        return torch.cat([part.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
+    return torch.cat(parts)
+
+
+def _check_names(path: Path, part: Part, layout: Layout, keys: Iterable[str]) -> None:
+    wanted = {source for rule in layout.rules for source in rule.sources if not rule.optional}
+    allowed = {source for rule in layout.rules for source in rule.sources}
+    missing, unexpected = sorted(wanted - set(keys)), sorted(set(keys) - allowed)
+    if missing or unexpected:
+        raise ValueError(
+            f"{path.name} is an {part.title} ({layout.name} layout), but "
+            + " and ".join(
+                f"{len(names)} tensors are {fault}, first {', '.join(names[:3])}"
+                for names, fault in ((missing, "missing"), (unexpected, "unexpected"))
+                if names
+            )
+            + "; download the file again"
+        )
+
+
+def _check_shapes(
+    path: Path, part: Part, layout: Layout, shapes: Mapping[str, tuple[int, ...]], config: Config
+) -> None:
+    """Against the network that the config builds, on the meta device."""
+    sources = {target: " + ".join(rule.sources) for rule in layout.rules for target in rule.targets}
+    expected = {
+        key: tuple(tensor.shape) for key, tensor in part.module(config, device="meta").state_dict().items()
+    }
+    for key, shape in expected.items():
+        if shapes.get(key) != shape:
+            got = f"the shape {[*shapes[key]]}" if key in shapes else "nothing"
+            raise ValueError(
+                f"{path.name} is an {part.title} ({layout.name} layout), but has {got} where {sources.get(key, key)} should "
+                f"have the shape {[*shape]}; download the file again"
+            )
+
+
+def _check_finite(path: Path, key: str, weight: Tensor) -> None:
+    """One read of the weights, which loading pays anyway; a NaN here would otherwise end as a black picture."""
+    total = weight.float().sum() if weight.dtype == torch.float8_e4m3fn else weight.sum(dtype=torch.float32)
+    if not torch.isfinite(total):
+        count = int((~torch.isfinite(weight.float())).sum())
+        if count:
+            raise ValueError(
+                f"{key} in {path.name} holds {count} values that are NaN or infinite; download the file again"
+            )

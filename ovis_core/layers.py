@@ -1,0 +1,233 @@
+"""The blocks of the MMDiT.
+
+B batch, L tokens (text first, then image), D hidden, H heads. Names follow FLUX. Two seams enter here: `ops`, the namespace
+that Linear, LayerNorm and RMSNorm come from (`torch.nn`, or ComfyUI's for casting, offloading and quantised weights), and
+`attention`, a function of q, k, v.
+
+Residuals are added out of place: an in-place add would overwrite what gradient checkpointing needs for the backward pass.
+"""
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, H, L, D/H) -> (B, L, D)
+Ops = ModuleType | type
+NORM_EPS = 1e-6
+
+
+def sdp_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Torch's attention without a mask: (B, H, L, D/H) three times -> (B, L, D)."""
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class DoubleStreamBlock(nn.Module):
+    """Image and text with weights of their own that meet in one attention."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, ops: Ops, **factory):
+        super().__init__()
+        for stream in ("img", "txt"):
+            setattr(self, f"{stream}_mod", Modulation(hidden_size, 6, ops, **factory))
+            setattr(self, f"{stream}_norm1", layer_norm(hidden_size, ops, **factory))
+            setattr(self, f"{stream}_attn", SelfAttention(hidden_size, num_heads, ops, **factory))
+            setattr(self, f"{stream}_norm2", layer_norm(hidden_size, ops, **factory))
+            setattr(self, f"{stream}_mlp", SwiGLU(hidden_size, mlp_size, ops, **factory))
+
+    def forward(
+        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """img (B, L, D), txt (B, L, D), vec (B, D), pe from `EmbedND` -> img, txt of the same shapes."""
+        img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
+        txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(vec)
+
+        img_q, img_k, img_v = self.img_attn.project(modulate(self.img_norm1(img), img_shift1, img_scale1))
+        txt_q, txt_k, txt_v = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_shift1, txt_scale1))
+
+        q = apply_rope(torch.cat((txt_q, img_q), dim=2), pe)  # (B, H, L, D/H)
+        k = apply_rope(torch.cat((txt_k, img_k), dim=2), pe)
+        v = torch.cat((txt_v, img_v), dim=2)
+        attn = attention(q, k, v)  # (B, L, D)
+        txt_attn, img_attn = attn[:, : txt.shape[1]], attn[:, txt.shape[1] :]
+
+        img = torch.addcmul(img, img_gate1, self.img_attn.proj(img_attn))
+        img = torch.addcmul(
+            img, img_gate2, self.img_mlp(modulate(self.img_norm2(img), img_shift2, img_scale2))
+        )
+
+        txt = torch.addcmul(txt, txt_gate1, self.txt_attn.proj(txt_attn))
+        txt = torch.addcmul(
+            txt, txt_gate2, self.txt_mlp(modulate(self.txt_norm2(txt), txt_shift2, txt_scale2))
+        )
+        return clip_fp16(img), clip_fp16(txt)
+
+
+class SingleStreamBlock(nn.Module):
+    """Attention and MLP side by side on the joined text and image tokens; `linear1` rows are [q, k, v, mlp, gate]."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, ops: Ops, **factory):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.mlp_size = mlp_size
+        self.num_heads = num_heads
+        self.modulation = Modulation(hidden_size, 3, ops, **factory)
+        self.pre_norm = layer_norm(hidden_size, ops, **factory)
+        self.linear1 = ops.Linear(hidden_size, 3 * hidden_size + 2 * mlp_size, **factory)
+        self.norm = QKNorm(hidden_size // num_heads, ops, **factory)
+        self.linear2 = ops.Linear(hidden_size + mlp_size, hidden_size, **factory)
+
+    def forward(self, x: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
+        """x (B, L, D), vec (B, D), pe from `EmbedND` -> (B, L, D)."""
+        shift, scale, gate = self.modulation(vec)
+        rows = self.linear1(modulate(self.pre_norm(x), shift, scale))
+        qkv, mlp, mlp_gate = rows.split((3 * self.hidden_size, self.mlp_size, self.mlp_size), dim=-1)
+
+        q, k, v = split_heads(qkv, self.num_heads)
+        q, k = self.norm(q, k)
+        attn = attention(apply_rope(q, pe), apply_rope(k, pe), v)
+
+        output = self.linear2(torch.cat((attn, functional.silu(mlp_gate) * mlp), dim=-1))
+        return clip_fp16(torch.addcmul(x, gate, output))
+
+
+class LastLayer(nn.Module):
+    """Modulated norm and projection to the packed latent channels; the modulation's rows are [shift, scale]."""
+
+    def __init__(self, hidden_size: int, out_channels: int, ops: Ops, **factory):
+        super().__init__()
+        self.norm_final = layer_norm(hidden_size, ops, **factory)
+        self.linear = ops.Linear(hidden_size, out_channels, **factory)
+        # A Sequential only because the released files call the linear `adaLN_modulation.1`.
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(hidden_size, 2 * hidden_size, **factory))
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        """x (B, L, D), vec (B, D) -> (B, L, out_channels)."""
+        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class Modulation(nn.Module):
+    """adaLN: one linear of the time vector -> `num_vectors` rows of shift, scale, gate (, shift, scale, gate)."""
+
+    def __init__(self, hidden_size: int, num_vectors: int, ops: Ops, **factory):
+        super().__init__()
+        self.num_vectors = num_vectors
+        self.lin = ops.Linear(hidden_size, num_vectors * hidden_size, **factory)
+
+    def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
+        """(B, D) -> `num_vectors` tensors (B, 1, D)."""
+        return self.lin(functional.silu(vec))[:, None].chunk(self.num_vectors, dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """The weights of one stream's half of the joint attention; the attention itself is the block's."""
+
+    def __init__(self, hidden_size: int, num_heads: int, ops: Ops, **factory):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = ops.Linear(hidden_size, 3 * hidden_size, **factory)
+        self.norm = QKNorm(hidden_size // num_heads, ops, **factory)
+        self.proj = ops.Linear(hidden_size, hidden_size, **factory)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, D) -> normed q, normed k and v, each (B, H, L, D/H)."""
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
+        q, k = self.norm(q, k)
+        return q, k, v
+
+
+class QKNorm(nn.Module):
+    """RMSNorm of queries and keys per head."""
+
+    def __init__(self, head_dim: int, ops: Ops, **factory):
+        super().__init__()
+        self.query_norm = ops.RMSNorm(head_dim, eps=NORM_EPS, **factory)
+        self.key_norm = ops.RMSNorm(head_dim, eps=NORM_EPS, **factory)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_norm(q), self.key_norm(k)
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, hidden_size: int, mlp_size: int, ops: Ops, **factory):
+        super().__init__()
+        self.gate_proj = ops.Linear(hidden_size, mlp_size, **factory)
+        self.up_proj = ops.Linear(hidden_size, mlp_size, **factory)
+        self.down_proj = ops.Linear(mlp_size, hidden_size, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MLPEmbedder(nn.Module):
+    """Two linears with a SiLU between: the time sinusoid -> vec."""
+
+    def __init__(self, in_dim: int, hidden_size: int, ops: Ops, **factory):
+        super().__init__()
+        self.in_layer = ops.Linear(in_dim, hidden_size, **factory)
+        self.out_layer = ops.Linear(hidden_size, hidden_size, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_layer(functional.silu(self.in_layer(x)))
+
+
+class EmbedND(nn.Module):
+    """Rotary table of positions on several axes, `axes_dim` rotary dimensions each."""
+
+    def __init__(self, axes_dim: tuple[int, ...], theta: float):
+        super().__init__()
+        self.axes_dim = axes_dim
+        self.theta = theta
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (L, axes) -> float32 rotation matrices (L, D/H/2, 2, 2), on the CPU in float64 until the end.
+
+        Float32 angles lose about 1e-4 rad at the far side of a large image, and some devices have no float64.
+        """
+        ids = ids.to("cpu", torch.float64)
+        angles = []
+        for axis, dim in enumerate(self.axes_dim):
+            frequencies = self.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            angles.append(ids[:, axis, None] * frequencies)
+        angle = torch.cat(angles, dim=-1)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2)).float()
+
+
+def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
+    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe (L, D/H/2, 2, 2), in float32 or wider; keeps x's dtype."""
+    pairs = x.to(torch.promote_types(x.dtype, pe.dtype)).unflatten(-1, (-1, 1, 2))
+    rotated = pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoid of 1000 t, cosines first: t in [0, 1] (B,) -> (B, dim), float32."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = 1000.0 * timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def layer_norm(hidden_size: int, ops: Ops, **factory) -> nn.Module:
+    return ops.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS, **factory)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, L, 3D) with rows [q, k, v] -> three (B, H, L, D/H)."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def clip_fp16(x: Tensor) -> Tensor:
+    """Keeps float16 residual streams finite; other dtypes have the range and pass through."""
+    if x.dtype == torch.float16:
+        limit = torch.finfo(torch.float16).max
+        return x.clip(-limit, limit)
+    return x

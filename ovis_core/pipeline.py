@@ -1,0 +1,128 @@
+"""The reference run, prompt -> image, without ComfyUI."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .autoencoder import Autoencoder, denormalize
+from .checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit, open_checkpoint
+from .latents import PATCH_SIZE, VAE_FACTOR, num_image_tokens
+from .prompt import PromptTokenizer
+from .sampling import SOLVERS, flow_sigmas, guided, reference_noise
+from .text_encoder import TextEncoder
+from .transformer import OvisImageTransformer
+
+SIZE_STEP = VAE_FACTOR * PATCH_SIZE  # image pixels per token, each way
+
+
+@dataclass
+class Pipeline:
+    """The four parts of a model, on one device and in one dtype."""
+
+    tokenizer: PromptTokenizer
+    text_encoder: TextEncoder
+    transformer: OvisImageTransformer
+    autoencoder: Autoencoder
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        width: int = 1024,
+        height: int = 1024,
+        steps: int = 50,
+        cfg: float = 5.0,
+        seed: int = 0,
+        sampler: str = "euler",
+        noise: Tensor | None = None,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """An image (1, 3, height, width) in [0, 1]; width and height in pixels are floored to multiples of 16.
+
+        `noise` (1, C, height / 8, width / 8) replaces the reference's noise of `seed`. `callback` gets the index of each
+        finished step and its denoised latents.
+        """
+        latents = self.sample(
+            prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise, callback
+        )
+        image = self.autoencoder.decode(
+            denormalize(latents).to(self.autoencoder.decoder.conv_in.weight.dtype)
+        )
+        return (image.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.inference_mode()
+    def sample(
+        self, prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise=None, callback=None
+    ) -> Tensor:
+        """The latents (1, C, height / 8, width / 8) of that image, float32, as the MMDiT makes them."""
+        weight = self.transformer.img_in.weight
+        height, width = (side // SIZE_STEP * PATCH_SIZE for side in (height, width))  # latent pixels
+        sigmas = flow_sigmas(steps, num_image_tokens(height, width)).to(weight.device)
+        if noise is None:
+            noise = reference_noise(
+                (1, self.transformer.config.in_channels // PATCH_SIZE**2, height, width), seed
+            )
+
+        context = self.text_encoder([self.tokenizer(text).ids for text in (prompt, negative_prompt)]).to(
+            weight.dtype
+        )
+
+        def velocity_of(context: Tensor):
+            return lambda x, sigma: self.transformer(x.to(weight.dtype), sigma, context).float()
+
+        velocity = guided(velocity_of(context[:1]), velocity_of(context[1:]), cfg)
+        return SOLVERS[sampler](velocity, noise.to(weight.device, torch.float32), sigmas, callback)
+
+
+def load_pipeline(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Pipeline:
+    """Loads a diffusers folder, or one with the authors' files: ovis_image*.safetensors, Ovis2.5-2B*/, ae*.safetensors.
+
+    Raises ValueError when a part is missing, is another model or does not fit the others.
+    """
+    folder = Path(folder)
+    text_path = _part_path(folder, TEXT_ENCODER, "Ovis2.5-2B*")
+    checkpoints = (
+        open_checkpoint(_part_path(folder, TRANSFORMER, "ovis_image*.safetensors"), TRANSFORMER),
+        open_checkpoint(text_path, TEXT_ENCODER),
+        open_checkpoint(_part_path(folder, AUTOENCODER, "ae*.safetensors"), AUTOENCODER),
+    )
+    check_fit(*(checkpoint.config for checkpoint in checkpoints))
+    tokenizer = tokenizer_folder(text_path)
+    if tokenizer is None:
+        raise ValueError(
+            f"{text_path.name} has no tokenizer (tokenizer.json, or vocab.json and merges.txt); add its files"
+        )
+    transformer, text_encoder, autoencoder = (checkpoint.module(device, dtype) for checkpoint in checkpoints)
+    return Pipeline(PromptTokenizer.from_folder(tokenizer), text_encoder, transformer, autoencoder)
+
+
+def tokenizer_folder(text_encoder: Path) -> Path | None:
+    """Where the tokenizer of a text encoder's file or folder lies: in the folder, or beside it as diffusers has it."""
+    folders = (
+        (text_encoder / "tokenizer", text_encoder, text_encoder.parent / "tokenizer")
+        if text_encoder.is_dir()
+        else ()
+    )
+    for folder in folders:
+        if (folder / "tokenizer.json").is_file() or all(
+            (folder / n).is_file() for n in ("vocab.json", "merges.txt")
+        ):
+            return folder
+    return None
+
+
+def _part_path(folder: Path, part: Part, pattern: str) -> Path:
+    if (folder / part.subfolder).is_dir():
+        return folder / part.subfolder
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} has {len(found)} entries for the {part.title} ({part.subfolder}/ or {pattern}), one is needed"
+        )
+    return found[0]

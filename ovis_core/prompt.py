@@ -1,0 +1,93 @@
+"""Prompt -> tokens: the chat template, the prefix that is dropped after encoding, and the token budget."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+SYSTEM = (
+    "Describe the image by detailing the color, quantity, text, shape, size, texture, "
+    "spatial relationships of the objects and background: "
+)
+TEMPLATE = "<|im_start|>user\n" + SYSTEM + "{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+PREFIX_TOKENS = 28  # the template up to the colon that ends SYSTEM; its states are dropped
+CONTEXT_TOKENS = 256  # text states the MMDiT sees
+MAX_TOKENS = PREFIX_TOKENS + CONTEXT_TOKENS
+MAX_CHARACTERS = 100_000  # some 300 times what fits; more is a mistake, and minutes of tokenizing
+
+# What the template relies on: tokenizers of other Qwen generations share the words but not all of these.
+TOKEN_IDS = {
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<think>": 151667,
+    "</think>": 151668,
+}
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt in its template, cut at the budget and not padded."""
+
+    ids: tuple[int, ...]
+    num_lost: int  # tokens past the budget, the template's own end included
+
+
+class PromptTokenizer:
+    """Tokenizes prompts the way the model was trained.
+
+    Raises ValueError when the tokenizer's special tokens or the length of the template's prefix are not the model's.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer = tokenizer
+        for token, expected in TOKEN_IDS.items():
+            got = tokenizer.convert_tokens_to_ids(token)
+            if got != expected:
+                raise ValueError(
+                    f"this tokenizer gives {token} the id {got}, Ovis-Image needs {expected}; use the tokenizer that "
+                    "comes with the Ovis-Image text encoder"
+                )
+        prefix = TEMPLATE[: TEMPLATE.index(": {}")]
+        num_prefix = len(self._ids(prefix))
+        if num_prefix != PREFIX_TOKENS:
+            raise ValueError(
+                f"this tokenizer makes {num_prefix} tokens of the template's prefix, Ovis-Image needs {PREFIX_TOKENS}; "
+                "use the tokenizer that comes with the Ovis-Image text encoder"
+            )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "PromptTokenizer":
+        """Reads tokenizer.json or vocab.json with merges.txt. No code beside the files is ever run."""
+        from transformers import Qwen2TokenizerFast
+
+        return cls(Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True))
+
+    @property
+    def pad_id(self) -> int:
+        return TOKEN_IDS["<|endoftext|>"]
+
+    def __call__(self, prompt: str) -> PromptTokens:
+        """Never fails on odd text: unpaired surrogates, which no tokenizer takes, become U+FFFD with a warning.
+
+        Raises ValueError for more than MAX_CHARACTERS characters.
+        """
+        if len(prompt) > MAX_CHARACTERS:
+            raise ValueError(
+                f"the prompt has {len(prompt)} characters, at most {MAX_CHARACTERS} are accepted (about 245 tokens, some "
+                "1,000 characters, reach the model); shorten it"
+            )
+        text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if text != prompt:
+            log.warning("the prompt holds unpaired surrogates; they were replaced by U+FFFD")
+        ids = self._ids(TEMPLATE.format(text))
+        return PromptTokens(tuple(ids[:MAX_TOKENS]), max(0, len(ids) - MAX_TOKENS))
+
+    def _ids(self, text: str) -> list[int]:
+        # `verbose=False`: the tokenizer's own warning about long texts speaks of another limit.
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,243 @@
+"""Safetensors on disk: headers checked before a byte of weights is read, shards, and whole-or-nothing writing."""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+MAX_HEADER_BYTES = 16 * 2**20  # a 7 B model's header is 0.1 MiB
+MAX_TENSORS = 20_000
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+# What people save under the wrong name, by its first bytes.
+IMPOSTORS = {
+    b"PK\x03\x04": "a PyTorch pickle (.ckpt, .pt), which can run code and is not read; convert it to safetensors",
+    b"\x80\x02": "a Python pickle, which can run code and is not read; convert it to safetensors",
+    b"GGUF": "a GGUF file, which this loader does not read; use the safetensors file",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; download the real file",
+    b"<": "a web page, not a model; the download failed, fetch the file again",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, read from its header alone.
+
+    Stricter than the format: no duplicate names, no unknown dtypes, no gaps, overlaps or trailing bytes.
+    Raises ValueError saying what is wrong with the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(32)
+        for magic, meaning in IMPOSTORS.items():
+            if start.startswith(magic):
+                raise ValueError(f"{path.name} is {meaning}")
+        if size < 10:
+            raise ValueError(f"{path.name} is empty ({size} bytes); download it again")
+        length = int.from_bytes(start[:8], "little")
+        if length > MAX_HEADER_BYTES or 8 + length > size:
+            raise ValueError(
+                f"{path.name} is no safetensors file or is cut off: its header should take {length} bytes, the file has "
+                f"{size}; download it again"
+            )
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path.name} has a damaged safetensors header ({error}); download it again"
+        ) from None
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"{path.name} lists {len(header)} tensors, at most {MAX_TENSORS} are accepted")
+    _check_layout(path, header, size - 8 - length)
+    return {key: TensorInfo(entry["dtype"], tuple(entry["shape"]), path) for key, entry in header.items()}
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name appears twice")
+    return entries
+
+
+def _check_layout(path: Path, header: Mapping[str, dict], num_bytes: int) -> None:
+    """Every tensor's bytes follow the last one's, as many as its shape and dtype need, and fill the file."""
+    position = 0
+    for key, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
+        begin, end = _offsets(path, key, entry)
+        needed = math.prod(entry["shape"]) * DTYPE_BITS[entry["dtype"]] // 8
+        if begin != position or end - begin != needed:
+            raise ValueError(
+                f"{path.name} has a damaged safetensors header: the bytes of {key!r} do not fit its shape"
+            )
+        if end > num_bytes:
+            missing = max(_offsets(path, *item)[1] for item in header.items()) - num_bytes
+            raise ValueError(
+                f"{path.name} is cut off: {missing} bytes are missing, from {key!r} on; download it again"
+            )
+        position = end
+    if position != num_bytes:
+        raise ValueError(
+            f"{path.name} has {num_bytes - position} bytes after its last tensor; download it again"
+        )
+
+
+def _offsets(path: Path, key: str, entry: object) -> tuple[int, int]:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            dtype in DTYPE_BITS and len(shape) <= 8 and all(type(n) is int and n >= 0 for n in shape)
+        ):
+            return begin, end
+    raise ValueError(
+        f"{path.name} has a damaged or unsupported entry for the tensor {key!r} in its safetensors header"
+    )
+
+
+def model_files(path: Path) -> list[Path]:
+    """The safetensors files of a model: the file itself, or what a folder's index lists, or a folder's only one.
+
+    Raises ValueError when the folder is incomplete or ambiguous.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path.name} is neither a file nor a folder")
+    indexes = sorted(path.glob("*.safetensors.index.json"))
+    files = sorted(path.glob("*.safetensors"))
+    if len(indexes) == 1:
+        return _indexed_files(indexes[0])
+    plain = [path / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
+    chosen = [file for file in plain if file in files] or files
+    if len(chosen) == 1 and not indexes:
+        return chosen
+    if not files:
+        raise ValueError(f"the folder {path.name} holds no .safetensors file")
+    raise ValueError(
+        f"the folder {path.name} holds {len(files)} .safetensors files and {len(indexes)} indexes, one index is needed; "
+        "download the model.safetensors.index.json that belongs to these files"
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError):
+        raise ValueError(f"{index.name} lists no files (no weight_map); download it again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index.name} names {name!r}, which is no plain file name; download it again")
+        if not (index.parent / name).is_file():
+            raise ValueError(
+                f"{name} is missing in the folder {index.parent.name}, its index lists it; download it"
+            )
+    return [index.parent / name for name in names]
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
+    """The tensors of all shards together. Raises ValueError when two shards hold the same tensor."""
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for key, info in read_header(file).items():
+            if key in tensors:
+                raise ValueError(f"both {tensors[key].file.name} and {file.name} hold the tensor {key!r}")
+            tensors[key] = info
+    return tensors
+
+
+def read_json(path: Path) -> dict:
+    """A small JSON file. Raises ValueError when it is large or not an object."""
+    if path.stat().st_size > MAX_HEADER_BYTES:
+        raise ValueError(f"{path.name} is {path.stat().st_size} bytes long, too large for a config or index")
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no valid JSON ({error}); download it again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds no JSON object; download it again")
+    return value
+
+
+def write_json(value: Mapping, path: Path) -> None:
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file whole or not at all: a failure leaves what was there before."""
+    tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    with _replacing(path) as temporary:
+        save_file(tensors, str(temporary), metadata={"format": "pt", **(metadata or {})})
+
+
+def write_folder(tensors: Mapping[str, Tensor], folder: Path, stem: str, max_shard_bytes: int) -> None:
+    """Writes `stem`.safetensors into the folder, or shards of at most `max_shard_bytes` with their index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for key, tensor in tensors.items():
+        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = tensor
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        write_tensors(shards[0], folder / f"{stem}.safetensors")
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_tensors(shard, folder / name)
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    # Last, so that a folder cut short has no index and is refused.
+    write_json(
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+        folder / f"{stem}.safetensors.index.json",
+    )
+
+
+class _replacing:
+    """A temporary file in the target's folder that takes the target's place when the block succeeds."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Path:
+        self.temporary = self.path.with_name(f".{self.path.name[:100]}.{uuid.uuid4().hex}.part")
+        handle = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        self.mode = (
+            os.fstat(handle).st_mode & 0o777
+        )  # what any new file gets here; safetensors makes private ones
+        os.close(handle)
+        return self.temporary
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if kind is None:
+                with self.temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                self.temporary.chmod(self.mode)
+                self.temporary.replace(self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)

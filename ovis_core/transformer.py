@@ -1,0 +1,141 @@
+"""Latents + text states + sigma -> velocity: the MMDiT.
+
+B batch, C channels, H and W latent pixels, L tokens, D hidden.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .latents import (
+    LATENT_CHANNELS,
+    PATCH_SIZE,
+    image_ids,
+    pack_latents,
+    pad_to_patch,
+    text_ids,
+    unpack_latents,
+)
+from .layers import (
+    NORM_EPS,
+    Attention,
+    DoubleStreamBlock,
+    EmbedND,
+    LastLayer,
+    MLPEmbedder,
+    Ops,
+    SingleStreamBlock,
+    sdp_attention,
+    timestep_embedding,
+)
+from .layouts import num_blocks
+
+TIME_DIM = 256
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The numbers of the network; the defaults are the released 7.37 B model."""
+
+    in_channels: int = LATENT_CHANNELS * PATCH_SIZE**2
+    hidden_size: int = 3072
+    num_heads: int = 24
+    depth: int = 6
+    depth_single_blocks: int = 27
+    context_dim: int = 2048
+    mlp_size: int = 4 * 3072
+    axes_dim: tuple[int, int, int] = (16, 56, 56)
+    theta: float = 10000.0
+
+    def __post_init__(self):
+        head_dim = self.hidden_size // self.num_heads
+        if self.hidden_size % self.num_heads or sum(self.axes_dim) != head_dim:
+            raise ValueError(
+                f"rotary dimensions {self.axes_dim} must add up to the head size, but hidden_size {self.hidden_size} "
+                f"over {self.num_heads} heads gives {head_dim}; correct the model's config"
+            )
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TransformerConfig":
+        """The sizes that a state dict's shapes tell; `config` is diffusers' config.json beside it, or empty."""
+        hidden_size, in_channels = shapes["img_in.weight"]
+        (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.weight"]
+        axes_dim = config.get("axes_dims_rope", (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16))
+        return cls(
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            num_heads=hidden_size // head_dim,
+            depth=num_blocks(shapes, "double_blocks"),
+            depth_single_blocks=num_blocks(shapes, "single_blocks"),
+            context_dim=shapes["txt_in.weight"][1],
+            mlp_size=shapes["double_blocks.0.img_mlp.up_proj.weight"][0],
+            axes_dim=tuple(axes_dim),
+        )
+
+    def to_diffusers(self) -> dict:
+        """The config.json of diffusers' OvisImageTransformer2DModel."""
+        return {
+            "_class_name": "OvisImageTransformer2DModel",
+            "patch_size": 1,  # latents arrive packed there
+            "in_channels": self.in_channels,
+            "out_channels": self.in_channels,
+            "num_layers": self.depth,
+            "num_single_layers": self.depth_single_blocks,
+            "attention_head_dim": self.hidden_size // self.num_heads,
+            "num_attention_heads": self.num_heads,
+            "joint_attention_dim": self.context_dim,
+            "axes_dims_rope": list(self.axes_dim),
+        }
+
+
+class OvisImageTransformer(nn.Module):
+    """The velocity network. See `layers` for the two seams."""
+
+    def __init__(self, config: TransformerConfig, ops: Ops = nn, **factory):
+        """`factory`: dtype and device of the weights, as for a torch layer."""
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        block = (hidden, config.num_heads, config.mlp_size, ops)
+
+        self.pe_embedder = EmbedND(config.axes_dim, config.theta)
+        self.img_in = ops.Linear(config.in_channels, hidden, **factory)
+        self.time_in = MLPEmbedder(TIME_DIM, hidden, ops, **factory)
+        self.txt_norm = ops.RMSNorm(config.context_dim, eps=NORM_EPS, **factory)
+        self.txt_in = ops.Linear(config.context_dim, hidden, **factory)
+        self.double_blocks = nn.ModuleList(DoubleStreamBlock(*block, **factory) for _ in range(config.depth))
+        self.single_blocks = nn.ModuleList(
+            SingleStreamBlock(*block, **factory) for _ in range(config.depth_single_blocks)
+        )
+        self.final_layer = LastLayer(hidden, config.in_channels, ops, **factory)
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, context: Tensor, attention: Attention = sdp_attention
+    ) -> Tensor:
+        """The velocity eps - x0 at `x`.
+
+        x: latents (B, C, H, W), any H and W. sigma: flow time (B,), 1 is noise. context: text states (B, L, context_dim),
+        zero where padded; padding takes part in the attention, as in training. Returns (B, C, H, W) in x's dtype.
+        """
+        height, width = x.shape[-2:]
+        padded = pad_to_patch(x)
+        even_height, even_width = padded.shape[-2:]
+
+        img = self.img_in(pack_latents(padded))  # (B, L, D)
+        txt = self.txt_in(self.txt_norm(context))  # (B, L, D)
+        vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(img.dtype))  # (B, D)
+        pe = self.pe_embedder(torch.cat((text_ids(txt.shape[1]), image_ids(even_height, even_width)))).to(
+            img.device
+        )
+
+        for block in self.double_blocks:
+            img, txt = block(img, txt, vec, pe, attention)
+
+        joined = torch.cat((txt, img), dim=1)  # (B, L, D), text first
+        for block in self.single_blocks:
+            joined = block(joined, vec, pe, attention)
+
+        tokens = self.final_layer(joined[:, txt.shape[1] :], vec)
+        return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
