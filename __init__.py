@@ -1,0 +1,16 @@
+"""Ovis-Image for ComfyUI: the entry point of the node pack."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .nodes import NODES
+
+WEB_DIRECTORY = "./web"
+
+
+class OvisImageExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> OvisImageExtension:
+    return OvisImageExtension()

@@ -1,0 +1,17 @@
+"""The nodes in menu order."""
+
+from .conditioning import OvisImageTextEncode
+from .latents import OvisImageEmptyLatent
+from .loaders import OvisImageLoader
+from .sampling import OvisImageSampler, OvisImageScheduler
+from .vae import OvisImageVAEDecode, OvisImageVAEEncode
+
+NODES = [
+    OvisImageLoader,
+    OvisImageTextEncode,
+    OvisImageEmptyLatent,
+    OvisImageScheduler,
+    OvisImageSampler,
+    OvisImageVAEDecode,
+    OvisImageVAEEncode,
+]

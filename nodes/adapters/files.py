@@ -1,0 +1,68 @@
+"""Which files and folders ComfyUI's model folders offer for each part, and where a chosen name lies."""
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ...ovis_core.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part
+
+# ComfyUI's folder kinds, asked in this order. Whole diffusers pipelines lie under `diffusers`.
+FOLDER_KINDS = {
+    TRANSFORMER.subfolder: "diffusion_models",
+    TEXT_ENCODER.subfolder: "text_encoders",
+    AUTOENCODER.subfolder: "vae",
+}
+PIPELINES = "diffusers"
+EXTENSIONS = (".safetensors", ".sft")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+
+
+def model_names() -> list[str]:
+    """What the loader lists as diffusion models: files by their name, folders with a slash at the end."""
+    return list(_paths(TRANSFORMER))
+
+
+def text_encoder_names() -> list[str]:
+    return list(_paths(TEXT_ENCODER))
+
+
+def vae_names() -> list[str]:
+    return list(_paths(AUTOENCODER))
+
+
+def path_of(part: Part, name: str) -> Path:
+    """The path of a listed name. Raises ValueError for any other, so that no path can be smuggled in."""
+    paths = _paths(part)
+    if name not in paths:
+        raise ValueError(
+            f"{name!r} is not in ComfyUI's models/{FOLDER_KINDS[part.subfolder]} folders (nor models/{PIPELINES}); put the "
+            f"{part.title} there and press R to refresh, or choose one of {list(paths)[:5]}"
+        )
+    return paths[name]
+
+
+def _paths(part: Part) -> dict[str, Path]:
+    kind = FOLDER_KINDS[part.subfolder]
+    files: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
+    for name in folder_paths.get_filename_list(kind):
+        if not name.lower().endswith(EXTENSIONS):
+            continue
+        path = Path(folder_paths.get_full_path(kind, name) or "")
+        relative = Path(name).parent
+        if relative != Path() and (SHARD.search(name) or _describes_model(path.parent)):
+            folders.setdefault(relative.as_posix() + "/", path.parent)
+        else:
+            files[name] = path
+    for root in map(Path, folder_paths.get_folder_paths(PIPELINES)):
+        for folder, subfolders, _ in os.walk(root, followlinks=True):
+            if part.subfolder in subfolders:
+                folders.setdefault(Path(folder).relative_to(root).as_posix() + "/", Path(folder))
+                subfolders.clear()
+    return {**files, **dict(sorted(folders.items()))}
+
+
+def _describes_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or any(folder.glob("*.safetensors.index.json"))

@@ -1,0 +1,118 @@
+"""The core's schedule on ComfyUI's samplers: SIGMAS, noise, and the sampling run itself."""
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...ovis_core.latents import num_image_tokens
+from ...ovis_core.sampling import flow_sigmas, reference_noise
+
+SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if name != "euler")]
+
+
+def fit_latent(model, latent: dict) -> Tensor:
+    """The latent's samples with the model's channels: an empty one of any model becomes ours, as everywhere in ComfyUI.
+
+    Raises ValueError for a latent that is none, holds NaN, or belongs to a model with other channels.
+    """
+    samples = latent["samples"]
+    if samples.is_nested or samples.ndim != 4 or 0 in samples.shape:
+        raise ValueError(
+            f"the latent has the shape {[*samples.shape]}, images have [batch, channels, height, width]; connect an Ovis-Image "
+            "Empty Latent or a VAE Encode node"
+        )
+    samples = comfy.sample.fix_empty_latent_channels(model, samples, latent.get("downscale_ratio_spacial"))
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"the latent has {samples.shape[1]} channels, this model takes {channels}; make it with Ovis-Image Empty Latent, or "
+            "encode the picture with Ovis-Image's VAE"
+        )
+    check_finite(samples, "the latent")
+    return samples
+
+
+def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
+    """Sigmas for a latent: the reference's for its size, or those of a ModelSampling node that the user put on the model."""
+    model_sampling = model.get_model_object("model_sampling")
+    if not isinstance(model_sampling, comfy.model_sampling.CONST):
+        raise ValueError(
+            "this scheduler is for flow-matching models such as Ovis-Image or FLUX; connect one of those"
+        )
+    if not 0.0 <= denoise <= 1.0:
+        raise ValueError(f"denoise must lie between 0 and 1, got {denoise}")
+    if "model_sampling" not in model.object_patches:
+        return flow_sigmas(steps, num_image_tokens(*samples.shape[-2:]), denoise)
+    if denoise == 0.0:
+        return torch.zeros(0)
+    return comfy.samplers.calculate_sigmas(model_sampling, "simple", int(steps / denoise)).cpu()[
+        -(steps + 1) :
+    ]
+
+
+def make_noise(samples: Tensor, latent: dict, seed: int, kind: str) -> Tensor:
+    """`comfyui`: what any sampler of ComfyUI draws for this seed; `reference`: the authors', drawn in bfloat16."""
+    if kind == "reference":
+        return reference_noise(tuple(samples.shape), seed).float()
+    return comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+
+
+def make_guider(model, positive, negative, cfg: float) -> comfy.samplers.CFGGuider:
+    """Classifier-free guidance. Raises ValueError when `cfg` needs a negative and none is connected."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_cfg(cfg)
+    if negative is None and cfg != 1.0:
+        raise ValueError(
+            f"cfg {cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with an empty text (the reference's "
+            "unconditional prompt), or set cfg to 1"
+        )
+    for conditioning, name in ((positive, "positive"), (negative, "negative")):
+        for states, _ in conditioning or ():
+            check_finite(states, f"the {name} conditioning")
+    if cfg == 1.0:
+        guider.inner_set_conds({"positive": positive})
+    else:
+        guider.set_conds(positive, negative)
+    return guider
+
+
+def sample(
+    guider, latent: dict, samples: Tensor, noise: Tensor, sampler_name: str, sigmas: Tensor, seed: int
+) -> dict:
+    """Runs ComfyUI's sampler with previews and progress -> the latent with new samples.
+
+    Raises ValueError when a step's result is not finite, naming the step.
+    """
+    model = guider.model_patcher
+    steps = sigmas.shape[-1] - 1
+    preview = latent_preview.prepare_callback(model, steps)
+
+    def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
+        check_finite(denoised, f"step {step + 1} of {total_steps} (in {model.model.get_dtype_inference()})")
+        preview(step, denoised, x, total_steps)
+
+    result = guider.sample(
+        noise,
+        samples,
+        comfy.samplers.sampler_object(sampler_name),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
+    return out | {"samples": result.to(comfy.model_management.intermediate_device())}
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture. One number crosses to the CPU."""
+    if not torch.isfinite(tensor.float().sum()):
+        raise ValueError(
+            f"{what} holds NaN or infinite values; try weight_dtype bf16 or fp32, a LoRA less, or another sampler"
+        )

@@ -1,0 +1,115 @@
+"""Schedule, guidance, sampler -> SIGMAS, LATENT."""
+
+from comfy_api.latest import io
+
+from .adapters.sampling import SAMPLER_NAMES, fit_latent, make_guider, make_noise, sample, schedule
+
+CATEGORY = "Ovis-Image"
+STEPS = {"default": 50, "min": 1, "max": 10000}
+DENOISE = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}
+DENOISE_TOOLTIP = (
+    "1 makes a new picture; less keeps more of the connected latent and runs the last part of the schedule."
+)
+
+
+class OvisImageScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OvisImageScheduler",
+            display_name="Ovis-Image Scheduler",
+            category=CATEGORY,
+            description="The reference's noise schedule, which depends on the picture's size. For SamplerCustomAdvanced.",
+            search_aliases=["ovis", "sigmas", "schedule", "shift", "basic scheduler"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model. A ModelSampling node on it overrides the size-dependent shift.",
+                ),
+                io.Latent.Input(
+                    "latent_image", tooltip="The latent to be sampled; only its size matters here."
+                ),
+                io.Int.Input(
+                    "steps", **STEPS, tooltip="How many steps; the reference takes 50, 20 is a draft."
+                ),
+                io.Float.Input("denoise", **DENOISE, tooltip=DENOISE_TOOLTIP),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="Noise levels from 1 to 0, one more than there are steps.")],
+        )
+
+    @classmethod
+    def execute(cls, model, latent_image: dict, steps: int, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(schedule(model, fit_latent(model, latent_image), steps, denoise))
+
+
+class OvisImageSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OvisImageSampler",
+            display_name="Ovis-Image Sampler",
+            category=CATEGORY,
+            description="Makes a latent picture as the reference does: its schedule for the picture's size, 50 Euler steps, "
+            "guidance 5.",
+            search_aliases=["ovis", "ksampler", "sample", "generate", "denoise"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model. A ModelSampling node on it overrides the size-dependent shift.",
+                ),
+                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What guidance leads away from: an Ovis-Image Text Encode, empty for the reference. Not needed at cfg 1.",
+                ),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent for a new picture, or an encoded one to change."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Picks the noise; the same seed gives the same picture.",
+                ),
+                io.Int.Input(
+                    "steps", **STEPS, tooltip="How many steps; the reference takes 50, 20 is a draft."
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale. 5 is the reference; 1 is none, at half the time.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=SAMPLER_NAMES,
+                    default="euler",
+                    tooltip="The solver; euler is the reference.",
+                ),
+                io.Float.Input("denoise", **DENOISE, tooltip=DENOISE_TOOLTIP),
+                io.Combo.Input(
+                    "noise",
+                    options=["comfyui", "reference"],
+                    default="comfyui",
+                    tooltip="comfyui: the noise of every sampler here. reference: the authors' bfloat16 noise, to repeat a "
+                    "picture of their code from its seed.",
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The finished latent, for VAE decoding.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, latent_image, seed, steps, cfg, sampler_name, denoise, noise, negative=None
+    ) -> io.NodeOutput:
+        samples = fit_latent(model, latent_image)
+        sigmas = schedule(model, samples, steps, denoise)
+        guider = make_guider(model, positive, negative, cfg)
+        start = make_noise(samples, latent_image, seed, noise)
+        return io.NodeOutput(sample(guider, latent_image, samples, start, sampler_name, sigmas, seed))
