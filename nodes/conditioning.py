@@ -3,8 +3,6 @@
 from comfy_api.latest import io
 from server import PromptServer
 
-from .adapters.text_encoder import lost_tokens_warning
-
 
 class OvisImageTextEncode(io.ComfyNode):
     @classmethod
@@ -13,8 +11,11 @@ class OvisImageTextEncode(io.ComfyNode):
             node_id="OvisImageTextEncode",
             display_name="Ovis-Image Text Encode",
             category="Ovis-Image",
-            description="Encodes a prompt. Every character reaches the model as typed: no // comments, no {a|b} choices, no "
-            "(word:1.2) weights. Put words to be drawn in quotes. Some 245 tokens are read.",
+            description=(
+                "Encodes a prompt. Every character reaches the model as typed: no // comments, no "
+                "{a|b} choices, no "
+                "(word:1.2) weights. Put words to be drawn in quotes. Some 245 tokens are read."
+            ),
             search_aliases=["ovis", "prompt", "text", "clip text encode", "poster text"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder from the Ovis-Image Loader."),
@@ -22,7 +23,8 @@ class OvisImageTextEncode(io.ComfyNode):
                     "text",
                     multiline=True,
                     dynamic_prompts=False,
-                    tooltip="The prompt, English or Chinese. Empty for the negative gives the reference's unconditional.",
+                    tooltip="The prompt, English or Chinese. Empty for the negative gives the reference's "
+                    "unconditional.",
                 ),
             ],
             outputs=[
@@ -34,8 +36,6 @@ class OvisImageTextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text: str) -> io.NodeOutput:
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-        num_lost = clip.tokenizer.num_lost(text) if hasattr(clip.tokenizer, "num_lost") else 0
-        PromptServer.instance.send_progress_text(
-            lost_tokens_warning(num_lost) if num_lost else "", cls.hidden.unique_id
-        )
+        if hasattr(clip.tokenizer, "report"):  # not on ComfyUI's own CLIP, which fits here too
+            PromptServer.instance.send_progress_text(clip.tokenizer.report(text), cls.hidden.unique_id)
         return io.NodeOutput(conditioning)

@@ -1,11 +1,13 @@
 """Sizes and aspect presets -> LATENT."""
 
 from comfy_api.latest import io
+
 from nodes import MAX_RESOLUTION
 
 from .adapters.autoencoder import empty_latent
 
-# About one megapixel each, sides in multiples of 16: what the model was trained on (aspect ratios 1:4 to 4:1).
+# About one megapixel each, sides in multiples of 16: what the model was trained on (aspect ratios 1:4 to
+# 4:1).
 PORTRAITS = {
     "1:4": (512, 2048),
     "1:3": (592, 1776),
@@ -30,7 +32,8 @@ class OvisImageEmptyLatent(io.ComfyNode):
             node_id="OvisImageEmptyLatent",
             display_name="Ovis-Image Empty Latent",
             category="Ovis-Image",
-            description="The size of the picture to make, from 1:4 to 4:1 at about one megapixel, or any other.",
+            description="The size of the picture to make, from 1:4 to 4:1 at about one megapixel, or any "
+            "other.",
             search_aliases=["ovis", "size", "resolution", "aspect ratio", "empty latent image", "banner"],
             inputs=[
                 io.Combo.Input(

@@ -14,33 +14,46 @@ class OvisImageLoader(io.ComfyNode):
             node_id="OvisImageLoader",
             display_name="Ovis-Image Loader",
             category="Ovis-Image",
-            description="Loads Ovis-Image: the diffusion model, its text encoder and FLUX's VAE, from the authors' files, a "
-            "diffusers folder or ComfyUI's repackaged files. Each file is checked before it is loaded.",
+            description=(
+                "Loads Ovis-Image: the diffusion model, its text encoder and FLUX's VAE, from the "
+                "authors' files, a "
+                "diffusers folder or ComfyUI's repackaged files. Each file is checked before it is loaded."
+            ),
             search_aliases=["ovis", "load ovis image", "checkpoint", "unet", "diffusers"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=model_names(),
-                    tooltip="The diffusion model: a file or folder (with a slash) in models/diffusion_models, or a whole "
-                    "pipeline in models/diffusers.",
+                    tooltip=(
+                        "The diffusion model: a file or folder (with a slash) in "
+                        "models/diffusion_models, or a whole "
+                        "pipeline in models/diffusers."
+                    ),
                 ),
                 io.Combo.Input(
                     "text_encoder_name",
                     options=text_encoder_names(),
-                    tooltip="The text encoder: a file or folder in models/text_encoders (Ovis2.5-2B or ovis_2.5), or a whole "
-                    "pipeline in models/diffusers.",
+                    tooltip=(
+                        "The text encoder: a file or folder in models/text_encoders (Ovis2.5-2B or "
+                        "ovis_2.5), or a whole "
+                        "pipeline in models/diffusers."
+                    ),
                 ),
                 io.Combo.Input(
                     "vae_name",
                     options=vae_names(),
-                    tooltip="FLUX.1's VAE: ae.safetensors in models/vae, or a whole pipeline in models/diffusers.",
+                    tooltip="FLUX.1's VAE: ae.safetensors in models/vae, or a whole pipeline in "
+                    "models/diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
                     default="default",
-                    tooltip="What the diffusion model's weights are kept in. default: what suits the file and the device. "
-                    "fp8_e4m3fn halves the memory and changes the picture.",
+                    tooltip=(
+                        "What the diffusion model's weights are kept in. default: what suits the file "
+                        "and the device. "
+                        "fp8_e4m3fn halves the memory and changes the picture."
+                    ),
                 ),
             ],
             outputs=[

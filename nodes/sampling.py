@@ -19,7 +19,8 @@ class OvisImageScheduler(io.ComfyNode):
             node_id="OvisImageScheduler",
             display_name="Ovis-Image Scheduler",
             category=CATEGORY,
-            description="The reference's noise schedule, which depends on the picture's size. For SamplerCustomAdvanced.",
+            description="The reference's noise schedule, which depends on the picture's size. For "
+            "SamplerCustomAdvanced.",
             search_aliases=["ovis", "sigmas", "schedule", "shift", "basic scheduler"],
             inputs=[
                 io.Model.Input(
@@ -49,8 +50,11 @@ class OvisImageSampler(io.ComfyNode):
             node_id="OvisImageSampler",
             display_name="Ovis-Image Sampler",
             category=CATEGORY,
-            description="Makes a latent picture as the reference does: its schedule for the picture's size, 50 Euler steps, "
-            "guidance 5.",
+            description=(
+                "Makes a latent picture as the reference does: its schedule for the picture's "
+                "size, 50 Euler steps, "
+                "guidance 5."
+            ),
             search_aliases=["ovis", "ksampler", "sample", "generate", "denoise"],
             inputs=[
                 io.Model.Input(
@@ -61,7 +65,8 @@ class OvisImageSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What guidance leads away from: an Ovis-Image Text Encode, empty for the reference. Not needed at cfg 1.",
+                    tooltip="What guidance leads away from: an Ovis-Image Text Encode, empty for the "
+                    "reference. Not needed at cfg 1.",
                 ),
                 io.Latent.Input(
                     "latent_image", tooltip="An empty latent for a new picture, or an encoded one to change."
@@ -97,8 +102,11 @@ class OvisImageSampler(io.ComfyNode):
                     "noise",
                     options=["comfyui", "reference"],
                     default="comfyui",
-                    tooltip="comfyui: the noise of every sampler here. reference: the authors' bfloat16 noise, to repeat a "
-                    "picture of their code from its seed.",
+                    tooltip=(
+                        "comfyui: the noise of every sampler here. reference: the authors' bfloat16 "
+                        "noise, to repeat a "
+                        "picture of their code from its seed."
+                    ),
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The finished latent, for VAE decoding.")],

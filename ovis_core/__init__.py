@@ -9,6 +9,7 @@
 | noise -> latents           | `sampling`              | -> (B, 16, H, W)                               |
 | latents -> image           | `autoencoder`           | -> (B, 3, 8H, 8W)                              |
 
-`checkpoint` reads and writes the published files (`layouts` knows their names, `storage` their bytes); `pipeline` is all
-of it in one function. Nothing here imports ComfyUI, downloads, moves tensors between devices or reads the environment.
+`checkpoint` reads the published files, `export` writes them (`layouts` knows their names, `storage` their
+bytes); `pipeline` is all of it in one function. Nothing here imports ComfyUI, downloads, moves tensors
+between devices or reads the environment.
 """

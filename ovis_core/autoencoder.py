@@ -1,7 +1,7 @@
 """Latents <-> image: FLUX's autoencoder.
 
-B batch, C channels, H and W latent pixels. Images are (B, 3, 8H, 8W) in [-1, 1]. Parameters are named as in FLUX's
-`ae.safetensors`.
+B batch, C channels, H and W latent pixels. Images are (B, 3, 8H, 8W) in [-1, 1]. Parameters are named as in
+FLUX's `ae.safetensors`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ from .layouts import num_blocks
 
 NUM_GROUPS = 32
 
-# The MMDiT's latents are the autoencoder's, moved and scaled to unit variance (numbers of the released autoencoder).
+# The MMDiT's latents are the autoencoder's, moved and scaled to unit variance (numbers of the released
+# autoencoder).
 SHIFT = 0.1159
 SCALE = 0.3611
 
@@ -43,8 +44,8 @@ class AutoencoderConfig:
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "AutoencoderConfig":
         """The sizes that a state dict's shapes tell; `config` is diffusers' config.json beside it, or empty.
 
-        Raises ValueError when that config says the latents are scaled unlike FLUX's (another model's autoencoder of the
-        same architecture, whose images would come out in wrong colours).
+        Raises ValueError when that config says the latents are scaled unlike FLUX's (another model's
+        autoencoder of the same architecture, whose images would come out in wrong colours).
         """
         for name, expected in (("scaling_factor", SCALE), ("shift_factor", SHIFT)):
             got = config.get(name, expected)

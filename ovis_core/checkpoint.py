@@ -1,4 +1,4 @@
-"""State dicts of the three parts: recognise a file or folder by its headers, read it strictly, write it in any layout."""
+"""State dicts of the three parts: recognise a file or folder by its headers, and read it strictly."""
 
 import math
 from collections import Counter
@@ -15,19 +15,14 @@ from .autoencoder import Autoencoder, AutoencoderConfig
 from .latents import PATCH_SIZE
 from .layouts import (
     FLUX_MARKER,
-    TEXT_ENCODER_PREFIXES,
     Layout,
     Rule,
     autoencoder_layout,
-    autoencoder_rules,
-    diffusers_transformer_rules,
-    flux_transformer_rules,
     looks_like,
     text_encoder_layout,
-    text_encoder_rules,
     transformer_layout,
 )
-from .storage import model_files, read_headers, read_json, write_folder, write_json, write_tensors
+from .storage import model_files, read_headers, read_json
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .transformer import OvisImageTransformer, TransformerConfig
 
@@ -41,7 +36,6 @@ TORCH_DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
 }
-MAX_SHARD_BYTES = 10 * 10**9
 
 # How fp8 files say what to multiply a weight by (two generations of names), and what else they carry.
 SCALE_ENDS = (".scale_weight", ".weight_scale")
@@ -100,8 +94,8 @@ class Checkpoint:
     ) -> dict[str, Tensor]:
         """The weights under our names, in the dtypes of the file, on the CPU.
 
-        `load` reads one file (ComfyUI has its own). Scaled fp8 weights are multiplied out to bfloat16, or with
-        `keep_scales` stay as they are, each `X.weight` with its `X.weight_scale`.
+        `load` reads one file (ComfyUI has its own). Scaled fp8 weights are multiplied out to bfloat16, or
+        with `keep_scales` stay as they are, each `X.weight` with its `X.weight_scale`.
         Raises ValueError when the file changed since its header was checked, or holds NaN or infinity.
         """
         tensors: dict[str, Tensor] = {}
@@ -143,9 +137,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
-    """Checks headers only: nothing of the weights is read. `path`: a file, a folder of one part, or a whole pipeline's.
+    """Checks headers only: nothing of the weights is read. `path`: a file, a folder of one part, or a whole
+    pipeline's.
 
-    Raises ValueError in one sentence when the file is damaged, is another model, or lacks, exceeds or misshapes a tensor.
+    Raises ValueError in one sentence when the file is damaged, is another model, or lacks, exceeds or
+    misshapes a tensor.
     """
     path = Path(path)
     if (path / part.subfolder).is_dir():
@@ -155,7 +151,8 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     layout = part.find_layout(infos.keys())
     if layout is None:
         raise ValueError(
-            f"{path.name} looks like {looks_like(infos.keys())}, not like an {part.title}: it has no {part.marker}; "
+            f"{path.name} looks like {looks_like(infos.keys())}, not like an {part.title}: it has no "
+            f"{part.marker}; "
             "choose another file here, or choose this one in the field it belongs to"
         )
     own = _strip(infos, layout.prefix, part.ignored)
@@ -168,7 +165,8 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     for key, info in scales.items():
         if weights[key].dtype != "F8_E4M3" or math.prod(info.shape) != 1:
             raise ValueError(
-                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale a tensor"
+                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale a "
+                "tensor"
             )
 
     _check_names(path, part, layout, weights.keys())
@@ -189,7 +187,9 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
 def convert(
     tensors: Mapping[str, Tensor], rules: Iterable[Rule], name: str = "the file"
 ) -> dict[str, Tensor]:
-    """A file's tensors -> ours. Splits are views. Raises ValueError when what is to be joined does not fit together."""
+    """A file's tensors -> ours. Splits are views. Raises ValueError when what is to be joined does not fit
+    together.
+    """
     converted = {}
     for rule in rules:
         if rule.optional and rule.sources[0] not in tensors:
@@ -217,66 +217,6 @@ def convert(
     return converted
 
 
-def unconvert(tensors: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
-    """Our tensors -> a file's; the inverse of `convert`."""
-    converted = {}
-    for rule in rules:
-        if rule.optional and rule.targets[0] not in tensors:
-            continue
-        rows = torch.cat([tensors[target] for target in rule.targets])
-        if rule.swapped:
-            rows = torch.cat(rows.chunk(2)[::-1])
-        if rule.linear:
-            rows = rows[..., 0, 0]
-        shares = rows.split(rule.source_rows) if rule.source_rows else rows.chunk(len(rule.sources))
-        converted.update(zip(rule.sources, shares, strict=True))
-    return converted
-
-
-def save_transformer(
-    model: OvisImageTransformer, path: Path, layout: str, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Writes one file (`layout` authors or comfyui) or diffusers' folder with config.json."""
-    config, state = model.config, model.state_dict()
-    if layout == "diffusers":
-        single_rows = (config.hidden_size,) * 3 + (2 * config.mlp_size,)
-        rules = diffusers_transformer_rules(config.depth, config.depth_single_blocks, single_rows)
-        write_folder(unconvert(state, rules), path, "diffusion_pytorch_model", max_shard_bytes)
-        write_json(config.to_diffusers(), path / "config.json")
-        return
-    text = {"authors": "semantic_txt", "comfyui": "txt"}[layout]
-    write_tensors(
-        unconvert(state, flux_transformer_rules(config.depth, config.depth_single_blocks, text)), path
-    )
-
-
-def save_text_encoder(
-    model: TextEncoder, path: Path, layout: str, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Writes a folder with config.json (`layout` authors, as inside Ovis2.5-2B, or diffusers) or one file (comfyui)."""
-    rules = text_encoder_rules(model.config.num_layers)
-    prefix = TEXT_ENCODER_PREFIXES[layout]
-    tensors = {prefix + key: tensor for key, tensor in unconvert(model.state_dict(), rules).items()}
-    if layout == "comfyui":
-        write_tensors(tensors, path)
-        return
-    write_folder(tensors, path, "model", max_shard_bytes)
-    config = model.config.to_transformers().to_dict() | {"architectures": ["Qwen3Model"]}
-    write_json({"llm_config": config} if layout == "authors" else config, path / "config.json")
-
-
-def save_autoencoder(model: Autoencoder, path: Path, layout: str) -> None:
-    """Writes one file (`layout` flux: the authors' and ComfyUI's) or diffusers' folder with config.json."""
-    config = model.config
-    rules = autoencoder_rules(len(config.channels), config.num_res_blocks, diffusers=layout == "diffusers")
-    tensors = unconvert(model.state_dict(), rules)
-    if layout == "diffusers":
-        write_folder(tensors, path, "diffusion_pytorch_model", MAX_SHARD_BYTES)
-        write_json(config.to_diffusers(), path / "config.json")
-        return
-    write_tensors(tensors, path)
-
-
 def check_fit(
     transformer: TransformerConfig, text_encoder: TextEncoderConfig, autoencoder: AutoencoderConfig
 ) -> None:
@@ -294,7 +234,9 @@ def check_fit(
 
 
 def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> dict[str, T]:
-    """The tensors without the layout's prefix and without other parts'; what lies outside the prefix keeps its name."""
+    """The tensors without the layout's prefix and without other parts'; what lies outside the prefix keeps
+    its name.
+    """
     return {
         key.removeprefix(prefix): value
         for key, value in tensors.items()
@@ -303,7 +245,9 @@ def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> d
 
 
 def _split_scales(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
-    """Weights, and the scales of fp8 weights under the names of those; the rest of what fp8 files carry is dropped."""
+    """Weights, and the scales of fp8 weights under the names of those; the rest of what fp8 files carry is
+    dropped.
+    """
     weights, scales = dict(tensors), {}
     for key in tensors:
         layer, dot, end = key.rpartition(".")
@@ -354,13 +298,16 @@ def _check_shapes(
         if shapes.get(key) != shape:
             got = f"the shape {[*shapes[key]]}" if key in shapes else "nothing"
             raise ValueError(
-                f"{path.name} is an {part.title} ({layout.name} layout), but has {got} where {sources.get(key, key)} should "
+                f"{path.name} is an {part.title} ({layout.name} layout), but has {got} where "
+                f"{sources.get(key, key)} should "
                 f"have the shape {[*shape]}; download the file again"
             )
 
 
 def _check_finite(path: Path, key: str, weight: Tensor) -> None:
-    """One read of the weights, which loading pays anyway; a NaN here would otherwise end as a black picture."""
+    """One read of the weights, which loading pays anyway; a NaN here would otherwise end as a black
+    picture.
+    """
     total = weight.float().sum() if weight.dtype == torch.float8_e4m3fn else weight.sum(dtype=torch.float32)
     if not torch.isfinite(total):
         count = int((~torch.isfinite(weight.float())).sum())

@@ -13,7 +13,9 @@ PATCH_SIZE = 2  # latent pixels per token, each way
 
 
 def pack_latents(latents: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, HW/4, 4C); H and W must be even. A token's channels are ordered (c, row, column)."""
+    """(B, C, H, W) -> (B, HW/4, 4C); H and W must be even. A token's channels are ordered (c, row,
+    column).
+    """
     return rearrange(latents, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=PATCH_SIZE, pw=PATCH_SIZE)
 
 
@@ -30,7 +32,9 @@ def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def pad_to_patch(latents: Tensor) -> Tensor:
-    """Wraps the latents round to an even height and width, as ComfyUI's FLUX does, so that any size can be packed."""
+    """Wraps the latents round to an even height and width, as ComfyUI's FLUX does, so that any size can be
+    packed.
+    """
     height, width = latents.shape[-2:]
     return torch.nn.functional.pad(latents, (0, width % PATCH_SIZE, 0, height % PATCH_SIZE), mode="circular")
 

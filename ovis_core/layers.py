@@ -1,10 +1,11 @@
 """The blocks of the MMDiT.
 
-B batch, L tokens (text first, then image), D hidden, H heads. Names follow FLUX. Two seams enter here: `ops`, the namespace
-that Linear, LayerNorm and RMSNorm come from (`torch.nn`, or ComfyUI's for casting, offloading and quantised weights), and
-`attention`, a function of q, k, v.
+B batch, L tokens (text first, then image), D hidden, H heads. Names follow FLUX. Two seams enter here:
+`ops`, the namespace that Linear, LayerNorm and RMSNorm come from (`torch.nn`, or ComfyUI's for casting,
+offloading and quantised weights), and `attention`, a function of q, k, v.
 
-Residuals are added out of place: an in-place add would overwrite what gradient checkpointing needs for the backward pass.
+Residuals are added out of place: an in-place add would overwrite what gradient checkpointing needs for the
+backward pass.
 """
 
 import math
@@ -66,7 +67,9 @@ class DoubleStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Attention and MLP side by side on the joined text and image tokens; `linear1` rows are [q, k, v, mlp, gate]."""
+    """Attention and MLP side by side on the joined text and image tokens; `linear1` rows are [q, k, v, mlp,
+    gate].
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, ops: Ops, **factory):
         super().__init__()
@@ -94,7 +97,9 @@ class SingleStreamBlock(nn.Module):
 
 
 class LastLayer(nn.Module):
-    """Modulated norm and projection to the packed latent channels; the modulation's rows are [shift, scale]."""
+    """Modulated norm and projection to the packed latent channels; the modulation's rows are [shift,
+    scale].
+    """
 
     def __init__(self, hidden_size: int, out_channels: int, ops: Ops, **factory):
         super().__init__()
@@ -110,7 +115,9 @@ class LastLayer(nn.Module):
 
 
 class Modulation(nn.Module):
-    """adaLN: one linear of the time vector -> `num_vectors` rows of shift, scale, gate (, shift, scale, gate)."""
+    """adaLN: one linear of the time vector -> `num_vectors` rows of shift, scale, gate (, shift, scale,
+    gate).
+    """
 
     def __init__(self, hidden_size: int, num_vectors: int, ops: Ops, **factory):
         super().__init__()
@@ -198,7 +205,9 @@ class EmbedND(nn.Module):
 
 
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe (L, D/H/2, 2, 2), in float32 or wider; keeps x's dtype."""
+    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe (L, D/H/2, 2, 2), in float32 or wider; keeps x's
+    dtype.
+    """
     pairs = x.to(torch.promote_types(x.dtype, pe.dtype)).unflatten(-1, (-1, 1, 2))
     rotated = pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]
     return rotated.flatten(-2).to(x.dtype)

@@ -1,7 +1,8 @@
 """How the published files name the tensors of each part, as rules from a file's names to ours.
 
-Ours are ComfyUI's names for the MMDiT, FLUX's for the autoencoder and `model.*` for the text encoder. A rule joins the rows
-of its sources and cuts them into its targets, which covers renamed, fused and split weights in both directions.
+Ours are ComfyUI's names for the MMDiT, FLUX's for the autoencoder and `model.*` for the text encoder. A rule
+joins the rows of its sources and cuts them into its targets, which covers renamed, fused and split weights
+in both directions.
 """
 
 from collections.abc import Collection, Iterator
@@ -75,7 +76,9 @@ def transformer_layout(keys: Collection[str]) -> Layout | None:
 
 
 def flux_transformer_rules(depth: int, depth_single: int, text: str, norm: str = "weight") -> Iterator[Rule]:
-    """The authors' names (`text` = semantic_txt) and ComfyUI's (txt); `norm` is what the RMSNorms call their weight."""
+    """The authors' names (`text` = semantic_txt) and ComfyUI's (txt); `norm` is what the RMSNorms call their
+    weight.
+    """
     yield from _affine("img_in", "time_in.in_layer", "time_in.out_layer", (f"{text}_in", "txt_in"))
     yield from _affine("final_layer.linear", "final_layer.adaLN_modulation.1")
     norms = {f"{text}_norm": "txt_norm"}
@@ -146,7 +149,9 @@ TEXT_ENCODER_PREFIXES = {"authors": "llm.model.", "comfyui": "model.", "diffuser
 
 
 def text_encoder_layout(keys: Collection[str]) -> Layout | None:
-    """The language model's layout: authors (inside the multimodal Ovis2.5-2B), comfyui or diffusers; else None."""
+    """The language model's layout: authors (inside the multimodal Ovis2.5-2B), comfyui or diffusers; else
+    None.
+    """
     for name, prefix in TEXT_ENCODER_PREFIXES.items():
         if f"{prefix}layers.0.self_attn.q_norm.weight" in keys:
             return Layout(name, prefix, tuple(text_encoder_rules(num_blocks(keys, f"{prefix}layers"))))
@@ -165,7 +170,9 @@ def text_encoder_rules(num_layers: int) -> Iterator[Rule]:
 
 
 def autoencoder_layout(keys: Collection[str]) -> Layout | None:
-    """The autoencoder's layout: flux (the authors' and ComfyUI's `ae.safetensors`) or diffusers; else None."""
+    """The autoencoder's layout: flux (the authors' and ComfyUI's `ae.safetensors`) or diffusers; else
+    None.
+    """
     if "decoder.up.0.block.0.conv1.weight" in keys:
         sizes = num_blocks(keys, "decoder.up"), num_blocks(keys, "encoder.down.0.block")
         return Layout("flux", "", tuple(autoencoder_rules(*sizes, diffusers=False)))
@@ -221,7 +228,7 @@ def _affine(*layers: str | tuple[str, str]) -> Iterator[Rule]:
 
 # What else a file may be, by names that no other kind of file has; the first match counts.
 SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("a LoRA", (".lora_A.", ".lora_down.", ".lora_up.", ".lokr_w", ".hada_w", ".dora_scale", ".lora_A.default.")),
+    ("a LoRA", (".lora_A.", ".lora_down.", ".lora_up.", ".lokr_w", ".hada_w", ".dora_scale")),
     ("an Ovis-Image diffusion model", (FLUX_MARKER, "context_embedder_norm.")),
     ("FLUX.2", ("double_stream_modulation_img.",)),
     ("Chroma", ("distilled_guidance_layer.",)),

@@ -41,7 +41,8 @@ class PromptTokens:
 class PromptTokenizer:
     """Tokenizes prompts the way the model was trained.
 
-    Raises ValueError when the tokenizer's special tokens or the length of the template's prefix are not the model's.
+    Raises ValueError when the tokenizer's special tokens or the length of the template's prefix are not the
+    model's.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
@@ -50,14 +51,16 @@ class PromptTokenizer:
             got = tokenizer.convert_tokens_to_ids(token)
             if got != expected:
                 raise ValueError(
-                    f"this tokenizer gives {token} the id {got}, Ovis-Image needs {expected}; use the tokenizer that "
+                    f"this tokenizer gives {token} the id {got}, Ovis-Image needs {expected}; use the "
+                    "tokenizer that "
                     "comes with the Ovis-Image text encoder"
                 )
         prefix = TEMPLATE[: TEMPLATE.index(": {}")]
         num_prefix = len(self._ids(prefix))
         if num_prefix != PREFIX_TOKENS:
             raise ValueError(
-                f"this tokenizer makes {num_prefix} tokens of the template's prefix, Ovis-Image needs {PREFIX_TOKENS}; "
+                f"this tokenizer makes {num_prefix} tokens of the template's prefix, Ovis-Image needs "
+                f"{PREFIX_TOKENS}; "
                 "use the tokenizer that comes with the Ovis-Image text encoder"
             )
 
@@ -73,13 +76,15 @@ class PromptTokenizer:
         return TOKEN_IDS["<|endoftext|>"]
 
     def __call__(self, prompt: str) -> PromptTokens:
-        """Never fails on odd text: unpaired surrogates, which no tokenizer takes, become U+FFFD with a warning.
+        """Never fails on odd text: unpaired surrogates, which no tokenizer takes, become U+FFFD with a
+        warning.
 
         Raises ValueError for more than MAX_CHARACTERS characters.
         """
         if len(prompt) > MAX_CHARACTERS:
             raise ValueError(
-                f"the prompt has {len(prompt)} characters, at most {MAX_CHARACTERS} are accepted (about 245 tokens, some "
+                f"the prompt has {len(prompt)} characters, at most {MAX_CHARACTERS} are accepted (about "
+                "245 tokens, some "
                 "1,000 characters, reach the model); shorten it"
             )
         text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

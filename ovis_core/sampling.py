@@ -1,7 +1,8 @@
 """The flow-matching schedule, guidance and solvers.
 
-x_t = (1 - sigma) x0 + sigma eps; a velocity is eps - x0, so that x0 = x - sigma velocity. B batch, C channels, H and W
-latent pixels. The solvers follow k-diffusion's conventions (sigmas fall to 0, callbacks see the denoised estimate).
+x_t = (1 - sigma) x0 + sigma eps; a velocity is eps - x0, so that x0 = x - sigma velocity. B batch, C
+channels, H and W latent pixels. The solvers follow k-diffusion's conventions (sigmas fall to 0, callbacks
+see the denoised estimate).
 """
 
 import math
@@ -19,16 +20,18 @@ MAX_TOKENS, MAX_MU = 4096, 1.15
 
 
 def shift_mu(num_tokens: int) -> float:
-    """The schedule's mu for an image of `num_tokens` tokens (16x16 pixels each); 1.15 at 1024x1024, not clamped."""
+    """The schedule's mu for an image of `num_tokens` tokens (16x16 pixels each); 1.15 at 1024x1024, not
+    clamped.
+    """
     return MIN_MU + (MAX_MU - MIN_MU) * (num_tokens - MIN_TOKENS) / (MAX_TOKENS - MIN_TOKENS)
 
 
 def flow_sigmas(steps: int, num_tokens: int, denoise: float = 1.0) -> Tensor:
     """The reference's schedule: `steps` + 1 sigmas from 1 down to 0, float32.
 
-    With `denoise` below 1, the last `steps` steps of a schedule of `steps / denoise`, as for image to image; with 0, none.
-    Computed in float32 like ComfyUI's ModelSamplingFlux, whose own grid it equals to the bit at mu 1.15.
-    Raises ValueError for steps below 1 or a denoise outside 0 to 1.
+    With `denoise` below 1, the last `steps` steps of a schedule of `steps / denoise`, as for image to image;
+    with 0, none. Computed in float32 like ComfyUI's ModelSamplingFlux, whose own grid it equals to the bit
+    at mu 1.15. Raises ValueError for steps below 1 or a denoise outside 0 to 1.
     """
     if steps < 1 or not 0.0 <= denoise <= 1.0:
         raise ValueError(f"steps must be at least 1 and denoise from 0 to 1, got {steps} and {denoise}")
@@ -42,7 +45,9 @@ def flow_sigmas(steps: int, num_tokens: int, denoise: float = 1.0) -> Tensor:
 
 
 def guided(positive: Velocity, negative: Velocity, cfg: float) -> Velocity:
-    """Classifier-free guidance (arXiv 2207.12598): negative + cfg (positive - negative); cfg 1 is `positive` alone."""
+    """Classifier-free guidance (arXiv 2207.12598): negative + cfg (positive - negative); cfg 1 is `positive`
+    alone.
+    """
     if cfg == 1.0:
         return positive
 
@@ -68,7 +73,9 @@ def sample_euler(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callba
 
 
 def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
-    """Heun's second-order method (arXiv 2206.00364, algorithm 1 without churn): two velocities a step, one in the last."""
+    """Heun's second-order method (arXiv 2206.00364, algorithm 1 without churn): two velocities a step, one
+    in the last.
+    """
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         v = velocity(x, sigma.expand(len(x)))
         if callback:

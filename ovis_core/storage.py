@@ -1,4 +1,6 @@
-"""Safetensors on disk: headers checked before a byte of weights is read, shards, and whole-or-nothing writing."""
+"""Safetensors on disk: headers checked before a byte of weights is read, shards, and whole-or-nothing
+writing.
+"""
 
 import json
 import math
@@ -20,8 +22,8 @@ DTYPE_BITS = {
 
 # What people save under the wrong name, by its first bytes.
 IMPOSTORS = {
-    b"PK\x03\x04": "a PyTorch pickle (.ckpt, .pt), which can run code and is not read; convert it to safetensors",
-    b"\x80\x02": "a Python pickle, which can run code and is not read; convert it to safetensors",
+    b"PK\x03\x04": "a PyTorch pickle (.ckpt, .pt), which can run code; convert it to safetensors",
+    b"\x80\x02": "a Python pickle, which can run code; convert it to safetensors",
     b"GGUF": "a GGUF file, which this loader does not read; use the safetensors file",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; download the real file",
     b"<": "a web page, not a model; the download failed, fetch the file again",
@@ -54,8 +56,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         length = int.from_bytes(start[:8], "little")
         if length > MAX_HEADER_BYTES or 8 + length > size:
             raise ValueError(
-                f"{path.name} is no safetensors file or is cut off: its header should take {length} bytes, the file has "
-                f"{size}; download it again"
+                f"{path.name} is no safetensors file or is cut off: its header should take {length} bytes, "
+                f"the file has {size}; download it again"
             )
         file.seek(8)
         raw = file.read(length)
@@ -65,6 +67,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise ValueError(
             f"{path.name} has a damaged safetensors header ({error}); download it again"
         ) from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path.name} has a damaged safetensors header (no object); download it again")
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{path.name} lists {len(header)} tensors, at most {MAX_TENSORS} are accepted")
@@ -113,7 +117,8 @@ def _offsets(path: Path, key: str, entry: object) -> tuple[int, int]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """The safetensors files of a model: the file itself, or what a folder's index lists, or a folder's only one.
+    """The safetensors files of a model: the file itself, or what a folder's index lists, or a folder's only
+    one.
 
     Raises ValueError when the folder is incomplete or ambiguous.
     """
@@ -132,7 +137,8 @@ def model_files(path: Path) -> list[Path]:
     if not files:
         raise ValueError(f"the folder {path.name} holds no .safetensors file")
     raise ValueError(
-        f"the folder {path.name} holds {len(files)} .safetensors files and {len(indexes)} indexes, one index is needed; "
+        f"the folder {path.name} holds {len(files)} .safetensors files and {len(indexes)} indexes, one "
+        "index is needed; "
         "download the model.safetensors.index.json that belongs to these files"
     )
 

@@ -32,7 +32,9 @@ class TextEncoderConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TextEncoderConfig":
-        """The sizes that a state dict's shapes tell; `config` is the config.json beside it, Qwen3's or Ovis2.5's, or empty."""
+        """The sizes that a state dict's shapes tell; `config` is the config.json beside it, Qwen3's or
+        Ovis2.5's, or empty.
+        """
         config = config.get("llm_config", config)
         vocab_size, hidden_size = shapes["model.embed_tokens.weight"]
         layer = "model.layers.0.self_attn"
@@ -80,14 +82,17 @@ class TextEncoder(nn.Module):
         with torch.device("meta"):
             self.model = Qwen3Model(qwen)
         _replace_layers(self.model, ops, device=device, dtype=dtype)
-        # Its frequencies are a buffer that no file holds: computed anew, since on the meta device they are nothing.
+        # Its frequencies are a buffer that no file holds: computed anew, since on the meta device they are
+        # nothing.
         self.model.rotary_emb = Qwen3RotaryEmbedding(qwen)
 
     def forward(self, prompts: Sequence[Sequence[int]], device=None, dtype=None) -> Tensor:
-        """Token ids of each prompt, unpadded and at most MAX_TOKENS -> text states (B, 256, D), zero where padded.
+        """Token ids of each prompt, unpadded and at most MAX_TOKENS -> text states (B, 256, D), zero where
+        padded.
 
-        Only the valid tokens are computed: the model is causal and padding stands on the right, so that no valid token
-        ever sees it. `device` and `dtype` are where and in what to compute, the embedding's own by default.
+        Only the valid tokens are computed: the model is causal and padding stands on the right, so that no
+        valid token ever sees it. `device` and `dtype` are where and in what to compute, the embedding's own
+        by default.
         """
         embedding = self.model.embed_tokens
         device = device or embedding.weight.device

@@ -53,13 +53,16 @@ class TransformerConfig:
         head_dim = self.hidden_size // self.num_heads
         if self.hidden_size % self.num_heads or sum(self.axes_dim) != head_dim:
             raise ValueError(
-                f"rotary dimensions {self.axes_dim} must add up to the head size, but hidden_size {self.hidden_size} "
+                f"rotary dimensions {self.axes_dim} must add up to the head size, but hidden_size "
+                f"{self.hidden_size} "
                 f"over {self.num_heads} heads gives {head_dim}; correct the model's config"
             )
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TransformerConfig":
-        """The sizes that a state dict's shapes tell; `config` is diffusers' config.json beside it, or empty."""
+        """The sizes that a state dict's shapes tell; `config` is diffusers' config.json beside it, or
+        empty.
+        """
         hidden_size, in_channels = shapes["img_in.weight"]
         (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.weight"]
         axes_dim = config.get("axes_dims_rope", (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16))
@@ -116,8 +119,9 @@ class OvisImageTransformer(nn.Module):
     ) -> Tensor:
         """The velocity eps - x0 at `x`.
 
-        x: latents (B, C, H, W), any H and W. sigma: flow time (B,), 1 is noise. context: text states (B, L, context_dim),
-        zero where padded; padding takes part in the attention, as in training. Returns (B, C, H, W) in x's dtype.
+        x: latents (B, C, H, W), any H and W. sigma: flow time (B,), 1 is noise. context: text states (B, L,
+        context_dim), zero where padded; padding takes part in the attention, as in training. Returns (B, C,
+        H, W) in x's dtype.
         """
         height, width = x.shape[-2:]
         padded = pad_to_patch(x)

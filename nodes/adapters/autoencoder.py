@@ -23,8 +23,8 @@ DECODE_BYTES = 2178
 class OvisImageVAE(comfy.sd.VAE):
     """comfy.sd.VAE around a network that is already built.
 
-    Its own constructor builds the network from a state dict, for full-size FLUX encoders only; so this sets what that one
-    would set for FLUX's VAE, and a test compares the two.
+    Its own constructor builds the network from a state dict, for full-size FLUX encoders only; so this sets
+    what that one would set for FLUX's VAE, and a test compares the two.
     """
 
     def __init__(self, config: AutoencoderConfig, state: dict[str, Tensor], disable_dynamic: bool = False):
@@ -99,7 +99,8 @@ def decode(vae: comfy.sd.VAE, samples: Tensor, tile_size: int) -> Tensor:
         or samples.shape[1] != vae.latent_channels
     ):
         raise ValueError(
-            f"the latent has the shape {[*samples.shape]}, this VAE decodes [batch, {vae.latent_channels}, height, width]; "
+            f"the latent has the shape {[*samples.shape]}, this VAE decodes [batch, {vae.latent_channels}, "
+            "height, width]; "
             "connect the latent of the model that the VAE belongs to"
         )
     check_finite(samples, "the latent")
@@ -121,7 +122,8 @@ def encode(vae: comfy.sd.VAE, pixels: Tensor, tile_size: int) -> Tensor:
         or pixels.shape[-1] < 3
     ):
         raise ValueError(
-            f"the image has the shape {[*pixels.shape]}, this VAE encodes [batch, height, width, 3] of at least {VAE_FACTOR} "
+            f"the image has the shape {[*pixels.shape]}, this VAE encodes [batch, height, width, 3] of at "
+            f"least {VAE_FACTOR} "
             "pixels a side; connect a larger picture in colour"
         )
     check_finite(pixels, "the image")

@@ -46,7 +46,8 @@ class ComfyTransformer(OvisImageTransformer):
             )
         if context.shape[-1] != self.config.context_dim:
             raise ValueError(
-                f"the conditioning has {context.shape[-1]} numbers a token, this model takes {self.config.context_dim}; "
+                f"the conditioning has {context.shape[-1]} numbers a token, this model takes "
+                f"{self.config.context_dim}; "
                 "encode the prompt with the CLIP that the Ovis-Image loader gives"
             )
         options = transformer_options or {}
@@ -54,7 +55,8 @@ class ComfyTransformer(OvisImageTransformer):
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
         )
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        # Positions as in ComfyUI's FLUX (y, guidance and reference latents do not exist here), which wrappers rely on.
+        # Positions as in ComfyUI's FLUX (y, guidance and reference latents do not exist here), which
+        # wrappers rely on.
         return executor.execute(x, timestep, context, None, None, None, control, options, **kwargs)
 
     def _forward(
@@ -75,7 +77,8 @@ class OvisImageModelConfig(comfy.supported_models_base.BASE):
 
     latent_format = comfy.latent_formats.Flux
     unet_extra_config = {}
-    # ModelSamplingFlux's shift is mu: the reference's at 1024x1024. Our scheduler takes it from the latent's size instead.
+    # ModelSamplingFlux's shift is mu: the reference's at 1024x1024. Our scheduler takes it from the latent's
+    # size instead.
     sampling_settings = {"shift": MAX_MU}
     memory_usage_factor = 3.1  # ComfyUI's own estimate for FLUX, whose activations are as large
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
@@ -89,7 +92,8 @@ class OvisImageModel(comfy.model_base.BaseModel):
 
 
 def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, disable_dynamic: bool = False):
-    """A ModelPatcher around the transformer of a file or folder; dtypes and devices as ComfyUI decides for FLUX.
+    """A ModelPatcher around the transformer of a file or folder; dtypes and devices as ComfyUI decides for
+    FLUX.
 
     `weight_dtype` is what the weights are kept in, None for what suits the file and the device.
     Raises ValueError as `ovis_core.checkpoint.open_checkpoint` does.
@@ -116,7 +120,9 @@ def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, di
 def _choose_dtypes(
     model_config: OvisImageModelConfig, state: dict[str, Tensor], weight_dtype: torch.dtype | None
 ) -> None:
-    """Storage and compute dtype, by ComfyUI's rules and command line; scaled fp8 goes to its mixed-precision layers."""
+    """Storage and compute dtype, by ComfyUI's rules and command line; scaled fp8 goes to its mixed-precision
+    layers.
+    """
     device = comfy.model_management.get_torch_device()
     supported = model_config.supported_inference_dtypes
     scaled = [key.removesuffix(".weight_scale") for key in state if key.endswith(".weight_scale")]

@@ -37,7 +37,8 @@ def path_of(part: Part, name: str) -> Path:
     paths = _paths(part)
     if name not in paths:
         raise ValueError(
-            f"{name!r} is not in ComfyUI's models/{FOLDER_KINDS[part.subfolder]} folders (nor models/{PIPELINES}); put the "
+            f"{name!r} is not in ComfyUI's models/{FOLDER_KINDS[part.subfolder]} folders (nor "
+            f"models/{PIPELINES}); put the "
             f"{part.title} there and press R to refresh, or choose one of {list(paths)[:5]}"
         )
     return paths[name]

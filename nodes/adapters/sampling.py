@@ -16,21 +16,24 @@ SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if nam
 
 
 def fit_latent(model, latent: dict) -> Tensor:
-    """The latent's samples with the model's channels: an empty one of any model becomes ours, as everywhere in ComfyUI.
+    """The latent's samples with the model's channels: an empty one of any model becomes ours, as everywhere
+    in ComfyUI.
 
     Raises ValueError for a latent that is none, holds NaN, or belongs to a model with other channels.
     """
     samples = latent["samples"]
     if samples.is_nested or samples.ndim != 4 or 0 in samples.shape:
         raise ValueError(
-            f"the latent has the shape {[*samples.shape]}, images have [batch, channels, height, width]; connect an Ovis-Image "
+            f"the latent has the shape {[*samples.shape]}, images have [batch, channels, height, width]; "
+            "connect an Ovis-Image "
             "Empty Latent or a VAE Encode node"
         )
     samples = comfy.sample.fix_empty_latent_channels(model, samples, latent.get("downscale_ratio_spacial"))
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
-            f"the latent has {samples.shape[1]} channels, this model takes {channels}; make it with Ovis-Image Empty Latent, or "
+            f"the latent has {samples.shape[1]} channels, this model takes {channels}; make it with "
+            "Ovis-Image Empty Latent, or "
             "encode the picture with Ovis-Image's VAE"
         )
     check_finite(samples, "the latent")
@@ -38,7 +41,9 @@ def fit_latent(model, latent: dict) -> Tensor:
 
 
 def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
-    """Sigmas for a latent: the reference's for its size, or those of a ModelSampling node that the user put on the model."""
+    """Sigmas for a latent: the reference's for its size, or those of a ModelSampling node that the user put
+    on the model.
+    """
     model_sampling = model.get_model_object("model_sampling")
     if not isinstance(model_sampling, comfy.model_sampling.CONST):
         raise ValueError(
@@ -56,7 +61,9 @@ def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
 
 
 def make_noise(samples: Tensor, latent: dict, seed: int, kind: str) -> Tensor:
-    """`comfyui`: what any sampler of ComfyUI draws for this seed; `reference`: the authors', drawn in bfloat16."""
+    """`comfyui`: what any sampler of ComfyUI draws for this seed; `reference`: the authors', drawn in
+    bfloat16.
+    """
     if kind == "reference":
         return reference_noise(tuple(samples.shape), seed).float()
     return comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
@@ -68,7 +75,8 @@ def make_guider(model, positive, negative, cfg: float) -> comfy.samplers.CFGGuid
     guider.set_cfg(cfg)
     if negative is None and cfg != 1.0:
         raise ValueError(
-            f"cfg {cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with an empty text (the reference's "
+            f"cfg {cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with an empty "
+            "text (the reference's "
             "unconditional prompt), or set cfg to 1"
         )
     for conditioning, name in ((positive, "positive"), (negative, "negative")):
@@ -111,8 +119,11 @@ def sample(
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
-    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture. One number crosses to the CPU."""
+    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture. One number
+    crosses to the CPU.
+    """
     if not torch.isfinite(tensor.float().sum()):
         raise ValueError(
-            f"{what} holds NaN or infinite values; try weight_dtype bf16 or fp32, a LoRA less, or another sampler"
+            f"{what} holds NaN or infinite values; try weight_dtype bf16 or fp32, a LoRA less, or another "
+            "sampler"
         )

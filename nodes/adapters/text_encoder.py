@@ -11,18 +11,19 @@ import comfy.supported_models_base
 import comfy.text_encoders.ovis
 import comfy.utils
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ovis_core.checkpoint import TEXT_ENCODER, open_checkpoint
 from ...ovis_core.pipeline import tokenizer_folder
-from ...ovis_core.prompt import MAX_TOKENS, PromptTokenizer
+from ...ovis_core.prompt import MAX_TOKENS, PromptTokenizer, PromptTokens
 from ...ovis_core.text_encoder import TextEncoder, TextEncoderConfig
 
 log = logging.getLogger(__name__)
 
 TOKENS_KEY = "qwen3_2b"  # as ComfyUI's own Ovis tokenizer calls its tokens
 
-# The tokenizer that ComfyUI ships, for text encoder files without one; PromptTokenizer asserts that it is the right one.
+# The tokenizer that ComfyUI ships, for text encoder files without one; PromptTokenizer asserts that it is
+# the right one.
 COMFYUI_TOKENIZER = Path(comfy.text_encoders.ovis.__file__).parent / "qwen25_tokenizer"
 
 
@@ -38,15 +39,16 @@ class ComfyTokenizer:
         """Tokens in their template, each of weight 1: ComfyUI's weight syntax is text to this model."""
         tokens = self.prompt_tokenizer(text)
         if tokens.num_lost:
-            log.warning(lost_tokens_warning(tokens.num_lost))
-        # A word id is a number other than 0 for each token of the prompt; one per token says as much as we know.
+            log.warning("Ovis-Image prompt: %s", budget_report(tokens))
+        # A word id is a number other than 0 for each token of the prompt; one per token says as much as we
+        # know.
         return {
             TOKENS_KEY: [[(t, 1.0, i + 1) if return_word_ids else (t, 1.0) for i, t in enumerate(tokens.ids)]]
         }
 
-    def num_lost(self, text: str) -> int:
-        """How many tokens of the prompt in its template lie past the budget."""
-        return self.prompt_tokenizer(text).num_lost
+    def report(self, text: str) -> str:
+        """How much of the budget a prompt takes, its template included, and what did not fit."""
+        return budget_report(self.prompt_tokenizer(text))
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
         tokenizer = self.prompt_tokenizer.tokenizer
@@ -59,8 +61,9 @@ class ComfyTokenizer:
         return {}
 
 
-def lost_tokens_warning(num_lost: int) -> str:
-    return f"the prompt is {num_lost} tokens longer than the {MAX_TOKENS} the model reads; its end was cut off, shorten it"
+def budget_report(tokens: PromptTokens) -> str:
+    used = f"{len(tokens.ids)} of {MAX_TOKENS} tokens"
+    return f"{used}; {tokens.num_lost} more were cut off, shorten the prompt" if tokens.num_lost else used
 
 
 class ComfyTextEncoder(TextEncoder):
@@ -91,7 +94,9 @@ class ComfyTextEncoder(TextEncoder):
         self.execution_device = None
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
-        """Tokens of `ComfyTokenizer` -> text states (1, 256, D) on the intermediate device, and no pooled output."""
+        """Tokens of `ComfyTokenizer` -> text states (1, 256, D) on the intermediate device, and no pooled
+        output.
+        """
         prompts = [[pair[0] for pair in prompt] for prompt in tokens[TOKENS_KEY]]
         states = self(prompts, device=self.execution_device, dtype=self.compute_dtype)
         return states.to(comfy.model_management.intermediate_device(), torch.float32), None
