@@ -1,0 +1,65 @@
+"""The directions of imports, read from the source: nodes -> adapters -> core -> libraries."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_model
+
+ROOT = tiny_model.ROOT
+CORE = sorted((ROOT / "ovis_core").rglob("*.py"))
+ADAPTERS = sorted((ROOT / "nodes" / "adapters").glob("*.py"))
+NODES = sorted((ROOT / "nodes").glob("*.py"))
+LIBRARIES = {"torch", "transformers", "safetensors", "einops", "numpy", "PIL", "tqdm"}
+COMFYUI = {"comfy", "comfy_api", "folder_paths", "latent_preview", "nodes", "server", "node_helpers"}
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of everything a module imports: ours as `nodes.adapters.files`, others as `torch`."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            found.add("/" + "/".join((*base, *(node.module or "").split("."))).strip("/"))
+    return {name for name in found if name not in sys.stdlib_module_names}
+
+
+def is_below(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(folder + "/")
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_core_knows_nothing_of_comfyui(path):
+    assert all(is_below(name, "/ovis_core") or name in LIBRARIES for name in imports(path)), imports(path)
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
+def test_adapters_know_core_and_comfyui(path):
+    allowed = LIBRARIES | COMFYUI - {"nodes", "server", "comfy_api"}
+    for name in imports(path):
+        assert is_below(name, "/ovis_core") or is_below(name, "/nodes/adapters") or name in allowed, name
+
+
+@pytest.mark.parametrize("path", NODES, ids=lambda path: path.stem)
+def test_nodes_know_adapters_alone(path):
+    allowed = {"comfy_api", "server", "nodes"} if path.stem != "__init__" else set()
+    for name in imports(path):
+        own = is_below(name, "/nodes/adapters") or (path.stem == "__init__" and is_below(name, "/nodes"))
+        assert own or name in allowed, name
+
+
+def test_the_walk_sees_imports():
+    assert "/ovis_core/checkpoint" in imports(ROOT / "nodes" / "adapters" / "model.py")
+    assert "/nodes/adapters/model" in imports(ROOT / "nodes" / "loaders.py")
+    assert "torch" in imports(ROOT / "ovis_core" / "layers.py")
+
+
+@pytest.mark.parametrize("path", [*CORE, *ADAPTERS, *NODES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_one_stage_each(path):
+    assert len(path.read_text("utf-8").splitlines()) <= 350
