@@ -57,7 +57,7 @@ class Part:
 
 
 TRANSFORMER = Part(
-    "Ovis-Image diffusion model",
+    "an Ovis-Image diffusion model",
     "transformer",
     FLUX_MARKER,
     transformer_layout,
@@ -65,7 +65,7 @@ TRANSFORMER = Part(
     OvisImageTransformer,
 )
 TEXT_ENCODER = Part(
-    "Ovis2.5-2B text encoder",
+    "an Ovis2.5-2B text encoder",
     "text_encoder",
     "model.layers.0.self_attn.q_norm.weight",
     text_encoder_layout,
@@ -74,7 +74,12 @@ TEXT_ENCODER = Part(
     ("lm_head.", "llm.lm_head.", "visual_tokenizer.", "vte."),
 )
 AUTOENCODER = Part(
-    "FLUX VAE", "vae", "decoder.up.0.block.0.conv1.weight", autoencoder_layout, AutoencoderConfig, Autoencoder
+    "a FLUX VAE",
+    "vae",
+    "decoder.up.0.block.0.conv1.weight",
+    autoencoder_layout,
+    AutoencoderConfig,
+    Autoencoder,
 )
 
 
@@ -87,6 +92,7 @@ class Checkpoint:
     layout: Layout
     config: Config
     files: tuple[Path, ...]
+    stamps: tuple  # what the files' sizes and times were when their headers were read
     dtype: torch.dtype  # that most of the weights have once read (scaled fp8 is multiplied out)
 
     def read(
@@ -100,16 +106,10 @@ class Checkpoint:
         """
         tensors: dict[str, Tensor] = {}
         for file in self.files:
-            before = file.stat()
             tensors.update(load(str(file)))
-            after = file.stat()
-            if (before.st_size, before.st_mtime_ns, before.st_ino) != (
-                after.st_size,
-                after.st_mtime_ns,
-                after.st_ino,
-            ):
-                raise ValueError(f"{file.name} changed while it was being read; load it again")
-        weights, scales = _split_scales(self._own(tensors))
+        if _stamps(self.files) != self.stamps:
+            raise ValueError(f"{self.path.name} changed while it was being read; load it again")
+        weights, scales = _split_scales(_strip(tensors, self.layout.prefix, self.part.ignored))
         for key, weight in weights.items():
             _check_finite(self.path, key, weight)
         one_to_one = {rule.sources[0]: rule.targets[0] for rule in self.layout.rules if not _is_fused(rule)}
@@ -132,9 +132,6 @@ class Checkpoint:
         module.load_state_dict(state, strict=True, assign=True)
         return module.to(device).eval().requires_grad_(False)
 
-    def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return _strip(tensors, self.layout.prefix, self.part.ignored)
-
 
 def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     """Checks headers only: nothing of the weights is read. `path`: a file, a folder of one part, or a whole
@@ -147,17 +144,19 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     if (path / part.subfolder).is_dir():
         path = path / part.subfolder
     files = tuple(model_files(path))
+    stamps = _stamps(files)
     infos = read_headers(files)
     layout = part.find_layout(infos.keys())
     if layout is None:
         raise ValueError(
-            f"{path.name} looks like {looks_like(infos.keys())}, not like an {part.title}: it has no "
-            f"{part.marker}; "
-            "choose another file here, or choose this one in the field it belongs to"
+            f"{path.name} looks like {looks_like(infos.keys())}, not like {part.title}: it has no "
+            f"{part.marker}; choose another file here, or choose this one in the field it belongs to"
         )
     own = _strip(infos, layout.prefix, part.ignored)
     weights, scales = _split_scales(own)
     for key, info in weights.items():
+        if 0 in info.shape:
+            raise ValueError(f"{path.name} has the empty tensor {key}; download the file again")
         if info.dtype not in TORCH_DTYPES:
             raise ValueError(
                 f"{path.name} stores {key} as {info.dtype}, which is not supported; use a bf16 or fp8 file"
@@ -165,8 +164,7 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     for key, info in scales.items():
         if weights[key].dtype != "F8_E4M3" or math.prod(info.shape) != 1:
             raise ValueError(
-                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale a "
-                "tensor"
+                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale each"
             )
 
     _check_names(path, part, layout, weights.keys())
@@ -181,7 +179,7 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     for info in weights.values():
         sizes[info.dtype] += math.prod(info.shape)
     dtype = torch.bfloat16 if scales else TORCH_DTYPES[sizes.most_common(1)[0][0]]
-    return Checkpoint(part, path, layout, config, files, dtype)
+    return Checkpoint(part, path, layout, config, files, stamps, dtype)
 
 
 def convert(
@@ -233,15 +231,15 @@ def check_fit(
         )
 
 
+def _stamps(files: Iterable[Path]) -> tuple:
+    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in (file.stat() for file in files))
+
+
 def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> dict[str, T]:
     """The tensors without the layout's prefix and without other parts'; what lies outside the prefix keeps
     its name.
     """
-    return {
-        key.removeprefix(prefix): value
-        for key, value in tensors.items()
-        if not key.startswith(ignored or ("\0",))
-    }
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if not key.startswith(ignored)}
 
 
 def _split_scales(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
@@ -276,7 +274,7 @@ def _check_names(path: Path, part: Part, layout: Layout, keys: Iterable[str]) ->
     missing, unexpected = sorted(wanted - set(keys)), sorted(set(keys) - allowed)
     if missing or unexpected:
         raise ValueError(
-            f"{path.name} is an {part.title} ({layout.name} layout), but "
+            f"{path.name} is {part.title} ({layout.name} layout), but "
             + " and ".join(
                 f"{len(names)} tensors are {fault}, first {', '.join(names[:3])}"
                 for names, fault in ((missing, "missing"), (unexpected, "unexpected"))
@@ -298,20 +296,19 @@ def _check_shapes(
         if shapes.get(key) != shape:
             got = f"the shape {[*shapes[key]]}" if key in shapes else "nothing"
             raise ValueError(
-                f"{path.name} is an {part.title} ({layout.name} layout), but has {got} where "
-                f"{sources.get(key, key)} should "
-                f"have the shape {[*shape]}; download the file again"
+                f"{path.name} is {part.title} ({layout.name} layout), but has {got} where "
+                f"{sources.get(key, key)} should have the shape {[*shape]}; download the file again"
             )
 
 
 def _check_finite(path: Path, key: str, weight: Tensor) -> None:
-    """One read of the weights, which loading pays anyway; a NaN here would otherwise end as a black
-    picture.
+    """A NaN among the weights would otherwise end as a black picture.
+
+    The extremes show NaN and infinity at the speed of memory, so this costs a read that loading pays anyway.
     """
-    total = weight.float().sum() if weight.dtype == torch.float8_e4m3fn else weight.sum(dtype=torch.float32)
-    if not torch.isfinite(total):
+    low, high = torch.aminmax(weight.float() if weight.dtype == torch.float8_e4m3fn else weight)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
         count = int((~torch.isfinite(weight.float())).sum())
-        if count:
-            raise ValueError(
-                f"{key} in {path.name} holds {count} values that are NaN or infinite; download the file again"
-            )
+        raise ValueError(
+            f"{key} in {path.name} holds {count} values that are NaN or infinite; download the file again"
+        )

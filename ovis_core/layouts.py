@@ -31,10 +31,16 @@ class Layout:
 
 
 def num_blocks(keys: Collection[str], stem: str) -> int:
-    """1 + the highest N of the names `stem.N.*`; 0 when there is none."""
+    """1 + the highest N of the names `stem.N.*`; 0 when there is none.
+
+    Raises ValueError for a number that the file has not tensors enough for.
+    """
     start = stem + "."
     numbers = {key[len(start) :].split(".", 1)[0] for key in keys if key.startswith(start)}
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    highest = max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    if highest >= len(keys):
+        raise ValueError(f"the file has a {stem}.{highest} but only {len(keys)} tensors; download it again")
+    return highest + 1
 
 
 # One name of the double blocks' SwiGLU marks the network: FLUX and its other relatives have none.

@@ -36,10 +36,10 @@ def path_of(part: Part, name: str) -> Path:
     """The path of a listed name. Raises ValueError for any other, so that no path can be smuggled in."""
     paths = _paths(part)
     if name not in paths:
+        kind = FOLDER_KINDS[part.subfolder]
         raise ValueError(
-            f"{name!r} is not in ComfyUI's models/{FOLDER_KINDS[part.subfolder]} folders (nor "
-            f"models/{PIPELINES}); put the "
-            f"{part.title} there and press R to refresh, or choose one of {list(paths)[:5]}"
+            f"{name!r} is not in ComfyUI's models/{kind} folders (nor models/{PIPELINES}): put it there and "
+            f"press R to refresh, or choose one of {list(paths)[:5]}"
         )
     return paths[name]
 
