@@ -60,9 +60,18 @@ class ComfyTransformer(OvisImageTransformer):
         return executor.execute(x, timestep, context, None, None, None, control, options, **kwargs)
 
     def _forward(
-        self, x, timestep, context, y=None, guidance=None, ref_latents=None, control=None, options=None, **_
+        self,
+        x,
+        timestep,
+        context,
+        y=None,
+        guidance=None,
+        ref_latents=None,
+        control=None,
+        transformer_options=None,
+        **_,
     ) -> Tensor:
-        return super().forward(x, timestep, context, partial(_attention, options))
+        return super().forward(x, timestep, context, partial(_attention, transformer_options))
 
 
 def _attention(transformer_options: dict, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

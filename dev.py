@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""The developer command: this pack on a real ComfyUI, whether or not one is installed.
+
+    python3 dev.py demo [--prompt TEXT] [--out FILE]    one image from a small random-weight model
+    python3 dev.py test [pytest arguments]              lint, format check, all tests
+    python3 dev.py serve [--port N] [-- arguments]      ComfyUI with this pack, for the browser
+
+The first run sets ComfyUI up in the user's cache directory (about 6 GB); later runs and other clones use it.
+With COMFYUI_PATH=<folder>, an existing ComfyUI and its Python are used and nothing is installed into them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+# By path, because tests load this file too: with its folder on sys.path, our `nodes` would hide ComfyUI's.
+_spec = importlib.util.spec_from_file_location("tools", ROOT / "tools" / "__init__.py")
+sys.modules["tools"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["tools"])
+
+from tools.environment import DevError, cache_directory, find_comfyui, require_packages  # noqa: E402
+from tools.server import ComfyServer, link_pack  # noqa: E402
+
+API_EXAMPLE = ROOT / "workflows" / "api" / "text_to_image.py"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo_parser = commands.add_parser("demo", help="one image from a small random-weight model")
+    demo_parser.add_argument("--prompt", default='A poster with the words "HELLO OVIS" in bold letters.')
+    demo_parser.add_argument("--out", type=Path, default=Path("ovis_image_demo.png"), metavar="FILE")
+    commands.add_parser("test", help="lint, format check, all tests; arguments go to pytest")
+    serve_parser = commands.add_parser(
+        "serve", help="ComfyUI with this pack; arguments after -- go to ComfyUI"
+    )
+    serve_parser.add_argument("--port", type=int, default=8188, help="default: 8188")
+
+    split = 1 if argv[:1] == ["test"] else argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:split])
+    try:
+        if args.command == "demo":
+            return demo(args.prompt, args.out)
+        return test(argv[1:]) if args.command == "test" else serve(args.port, argv[split + 1 :])
+    except DevError as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndev.py: stopped", file=sys.stderr)
+        return 130
+
+
+def demo(prompt: str, out: Path) -> int:
+    if not out.resolve().parent.is_dir():
+        raise DevError(f"The folder for --out does not exist: {out.resolve().parent}")
+    python, comfyui = find_comfyui()
+    require_packages(python, ["websocket-client"])
+
+    with tempfile.TemporaryDirectory(prefix="ovis-image-", ignore_cleanup_errors=True) as folder:
+        base_dir = Path(folder)
+        print("writing a small random-weight model", flush=True)
+        if code := call([python, ROOT / "tests" / "tiny_model.py", "authors", base_dir / "models"], comfyui):
+            return code
+        print("starting ComfyUI", flush=True)
+        with ComfyServer(python, comfyui, base_dir, log=base_dir / "comfyui.log") as server:
+            client = [python, API_EXAMPLE, "--server", server.address]
+            client += ["--prompt", prompt, "--out", out.resolve()]
+            client += ["--model", "ovis_image_tiny.safetensors", "--text-encoder", "Ovis2.5-2B-tiny/"]
+            client += ["--vae", "ae_tiny.safetensors", "--width", "512", "--height", "512", "--steps", "8"]
+            if call(client, comfyui):
+                raise DevError(f"The demo workflow failed.\n{server.log_tail()}")
+    print("This model has random weights, so the picture is noise; real weights go through the same steps.")
+    return 0
+
+
+def test(arguments: list[str]) -> int:
+    python, comfyui = find_comfyui()
+    require_packages(python)
+
+    # Not every argument that exists is a path: -k nodes.
+    paths = [argument.split("::")[0] for argument in arguments if "/" in argument or os.sep in argument]
+    selection = [] if any((ROOT / path).exists() for path in paths) else ["tests"]
+    # `python -m pytest` would put the repository root on sys.path, where our `nodes` hides ComfyUI's.
+    pytest = ["-c", "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())"]
+    steps = (
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        [*pytest, "-c", "tests/pytest.ini", *selection, *arguments],
+    )
+    codes = [call([python, *step], comfyui) for step in steps]
+    if not any(shutil.which(browser) for browser in BROWSERS):
+        print("No chromium, chromium-browser or google-chrome on the PATH: the browser tests were skipped.")
+        print("Installing the system's chromium package enables them.")
+    return next((code for code in codes if code), 0)
+
+
+def serve(port: int, arguments: list[str]) -> int:
+    python, comfyui = find_comfyui()
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise DevError(f"Port {port} is taken; choose another one with --port.")
+    if os.environ.get("COMFYUI_PATH"):
+        base_dir = None
+        print(f"the pack is on this ComfyUI as {link_pack(comfyui / 'custom_nodes')}")
+    else:
+        base_dir = cache_directory() / f"serve-{hashlib.sha256(bytes(ROOT)).hexdigest()[:12]}"
+        print(f"models, input, output and settings are in {base_dir}")
+    with ComfyServer(python, comfyui, base_dir, arguments, port=port) as server:
+        print(f"open http://{server.address} in a browser; Ctrl-C stops it", flush=True)
+        return server.process.wait()
+
+
+def call(command: Sequence[str | Path], comfyui: Path) -> int:
+    """Run a command in the repository; unlike subprocess.call, let it clean up before it is ended."""
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        try:
+            return process.wait()
+        except SystemExit:  # only we were signalled; a Ctrl-C reaches both
+            process.send_signal(signal.SIGINT)
+            raise
+
+
+def clean_up_when_told_to_end() -> None:
+    # A shell's background job ignores SIGINT, and so would pytest, which gets one from us to clean up.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # Windows has no SIGHUP
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+
+
+if __name__ == "__main__":
+    clean_up_when_told_to_end()
+    sys.exit(main(sys.argv[1:]))
