@@ -15,9 +15,9 @@ class OvisImageLoader(io.ComfyNode):
             display_name="Ovis-Image Loader",
             category="Ovis-Image",
             description=(
-                "Loads Ovis-Image: the diffusion model, its text encoder and FLUX's VAE, from the "
-                "authors' files, a "
-                "diffusers folder or ComfyUI's repackaged files. Each file is checked before it is loaded."
+                "Loads Ovis-Image: the diffusion model, its text encoder and FLUX's VAE, from the authors' "
+                "files, a diffusers folder or ComfyUI's repackaged files. Each file is checked before it "
+                "is loaded."
             ),
             search_aliases=["ovis", "load ovis image", "checkpoint", "unet", "diffusers"],
             inputs=[
@@ -25,9 +25,8 @@ class OvisImageLoader(io.ComfyNode):
                     "model_name",
                     options=model_names(),
                     tooltip=(
-                        "The diffusion model: a file or folder (with a slash) in "
-                        "models/diffusion_models, or a whole "
-                        "pipeline in models/diffusers."
+                        "The diffusion model: a file or folder (with a slash) in models/diffusion_models, "
+                        "or a whole pipeline in models/diffusers."
                     ),
                 ),
                 io.Combo.Input(
@@ -35,8 +34,7 @@ class OvisImageLoader(io.ComfyNode):
                     options=text_encoder_names(),
                     tooltip=(
                         "The text encoder: a file or folder in models/text_encoders (Ovis2.5-2B or "
-                        "ovis_2.5), or a whole "
-                        "pipeline in models/diffusers."
+                        "ovis_2.5), or a whole pipeline in models/diffusers."
                     ),
                 ),
                 io.Combo.Input(
@@ -50,9 +48,8 @@ class OvisImageLoader(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     tooltip=(
-                        "What the diffusion model's weights are kept in. default: what suits the file "
-                        "and the device. "
-                        "fp8_e4m3fn halves the memory and changes the picture."
+                        "What the diffusion model's weights are kept in. default: what suits the file and "
+                        "the device. fp8_e4m3fn halves the memory and changes the picture."
                     ),
                 ),
             ],

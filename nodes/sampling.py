@@ -51,9 +51,8 @@ class OvisImageSampler(io.ComfyNode):
             display_name="Ovis-Image Sampler",
             category=CATEGORY,
             description=(
-                "Makes a latent picture as the reference does: its schedule for the picture's "
-                "size, 50 Euler steps, "
-                "guidance 5."
+                "Makes a latent picture as the reference does: its schedule for the picture's size, 50 "
+                "Euler steps, guidance 5."
             ),
             search_aliases=["ovis", "ksampler", "sample", "generate", "denoise"],
             inputs=[
@@ -103,9 +102,8 @@ class OvisImageSampler(io.ComfyNode):
                     options=["comfyui", "reference"],
                     default="comfyui",
                     tooltip=(
-                        "comfyui: the noise of every sampler here. reference: the authors' bfloat16 "
-                        "noise, to repeat a "
-                        "picture of their code from its seed."
+                        "comfyui: the noise of every sampler here. reference: the authors' bfloat16 noise, "
+                        "to repeat a picture of their code from its seed."
                     ),
                 ),
             ],

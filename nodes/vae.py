@@ -6,8 +6,8 @@ from .adapters.autoencoder import decode, encode
 
 TILE_SIZE = {"default": 0, "min": 0, "max": 4096, "step": 64, "advanced": True}
 TILE_TOOLTIP = (
-    "0 works on the whole picture; otherwise in tiles of this many pixels a side, for little "
-    "memory (512 is usual)."
+    "0 works on the whole picture; otherwise in tiles of this many pixels a side, for little memory (512 "
+    "is usual)."
 )
 
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SYSTEM = (
-    "Describe the image by detailing the color, quantity, text, shape, size, texture, "
-    "spatial relationships of the objects and background: "
+    "Describe the image by detailing the color, quantity, text, shape, size, texture, spatial "
+    "relationships of the objects and background: "
 )
 TEMPLATE = "<|im_start|>user\n" + SYSTEM + "{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 PREFIX_TOKENS = 28  # the template up to the colon that ends SYSTEM; its states are dropped
@@ -52,16 +52,14 @@ class PromptTokenizer:
             if got != expected:
                 raise ValueError(
                     f"this tokenizer gives {token} the id {got}, Ovis-Image needs {expected}; use the "
-                    "tokenizer that "
-                    "comes with the Ovis-Image text encoder"
+                    "tokenizer that comes with the Ovis-Image text encoder"
                 )
         prefix = TEMPLATE[: TEMPLATE.index(": {}")]
         num_prefix = len(self._ids(prefix))
         if num_prefix != PREFIX_TOKENS:
             raise ValueError(
                 f"this tokenizer makes {num_prefix} tokens of the template's prefix, Ovis-Image needs "
-                f"{PREFIX_TOKENS}; "
-                "use the tokenizer that comes with the Ovis-Image text encoder"
+                f"{PREFIX_TOKENS}; use the tokenizer that comes with the Ovis-Image text encoder"
             )
 
     @classmethod
@@ -83,9 +81,8 @@ class PromptTokenizer:
         """
         if len(prompt) > MAX_CHARACTERS:
             raise ValueError(
-                f"the prompt has {len(prompt)} characters, at most {MAX_CHARACTERS} are accepted (about "
-                "245 tokens, some "
-                "1,000 characters, reach the model); shorten it"
+                f"the prompt has {len(prompt)} characters, at most {MAX_CHARACTERS} are accepted (about 245 "
+                "tokens, some 1,000 characters, reach the model); shorten it"
             )
         text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if text != prompt:

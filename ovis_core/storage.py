@@ -138,8 +138,7 @@ def model_files(path: Path) -> list[Path]:
         raise ValueError(f"the folder {path.name} holds no .safetensors file")
     raise ValueError(
         f"the folder {path.name} holds {len(files)} .safetensors files and {len(indexes)} indexes, one "
-        "index is needed; "
-        "download the model.safetensors.index.json that belongs to these files"
+        "index is needed; download the model.safetensors.index.json that belongs to these files"
     )
 
 

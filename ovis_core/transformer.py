@@ -54,8 +54,8 @@ class TransformerConfig:
         if self.hidden_size % self.num_heads or sum(self.axes_dim) != head_dim:
             raise ValueError(
                 f"rotary dimensions {self.axes_dim} must add up to the head size, but hidden_size "
-                f"{self.hidden_size} "
-                f"over {self.num_heads} heads gives {head_dim}; correct the model's config"
+                f"{self.hidden_size} over {self.num_heads} heads gives {head_dim}; correct the model's "
+                "config"
             )
 
     @classmethod

@@ -100,8 +100,7 @@ def decode(vae: comfy.sd.VAE, samples: Tensor, tile_size: int) -> Tensor:
     ):
         raise ValueError(
             f"the latent has the shape {[*samples.shape]}, this VAE decodes [batch, {vae.latent_channels}, "
-            "height, width]; "
-            "connect the latent of the model that the VAE belongs to"
+            "height, width]; connect the latent of the model that the VAE belongs to"
         )
     check_finite(samples, "the latent")
     if not tile_size:
@@ -123,8 +122,7 @@ def encode(vae: comfy.sd.VAE, pixels: Tensor, tile_size: int) -> Tensor:
     ):
         raise ValueError(
             f"the image has the shape {[*pixels.shape]}, this VAE encodes [batch, height, width, 3] of at "
-            f"least {VAE_FACTOR} "
-            "pixels a side; connect a larger picture in colour"
+            f"least {VAE_FACTOR} pixels a side; connect a larger picture in colour"
         )
     check_finite(pixels, "the image")
     if not tile_size:

@@ -47,8 +47,8 @@ class ComfyTransformer(OvisImageTransformer):
         if context.shape[-1] != self.config.context_dim:
             raise ValueError(
                 f"the conditioning has {context.shape[-1]} numbers a token, this model takes "
-                f"{self.config.context_dim}; "
-                "encode the prompt with the CLIP that the Ovis-Image loader gives"
+                f"{self.config.context_dim}; encode the prompt with the CLIP that the Ovis-Image loader "
+                "gives"
             )
         options = transformer_options or {}
         wrappers = comfy.patcher_extension.get_all_wrappers(

@@ -25,16 +25,14 @@ def fit_latent(model, latent: dict) -> Tensor:
     if samples.is_nested or samples.ndim != 4 or 0 in samples.shape:
         raise ValueError(
             f"the latent has the shape {[*samples.shape]}, images have [batch, channels, height, width]; "
-            "connect an Ovis-Image "
-            "Empty Latent or a VAE Encode node"
+            "connect an Ovis-Image Empty Latent or a VAE Encode node"
         )
     samples = comfy.sample.fix_empty_latent_channels(model, samples, latent.get("downscale_ratio_spacial"))
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
             f"the latent has {samples.shape[1]} channels, this model takes {channels}; make it with "
-            "Ovis-Image Empty Latent, or "
-            "encode the picture with Ovis-Image's VAE"
+            "Ovis-Image Empty Latent, or encode the picture with Ovis-Image's VAE"
         )
     check_finite(samples, "the latent")
     return samples
@@ -75,9 +73,8 @@ def make_guider(model, positive, negative, cfg: float) -> comfy.samplers.CFGGuid
     guider.set_cfg(cfg)
     if negative is None and cfg != 1.0:
         raise ValueError(
-            f"cfg {cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with an empty "
-            "text (the reference's "
-            "unconditional prompt), or set cfg to 1"
+            f"cfg {cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with an empty text "
+            "(the reference's unconditional prompt), or set cfg to 1"
         )
     for conditioning, name in ((positive, "positive"), (negative, "negative")):
         for states, _ in conditioning or ():
