@@ -134,8 +134,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
-    """Checks headers only: nothing of the weights is read. `path`: a file, a folder of one part, or a whole
-    pipeline's.
+    """Checks headers only. `path`: a file, the folder of one part, or a whole pipeline's.
 
     Raises ValueError in one sentence when the file is damaged, is another model, or lacks, exceeds or
     misshapes a tensor.
@@ -185,9 +184,7 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
 def convert(
     tensors: Mapping[str, Tensor], rules: Iterable[Rule], name: str = "the file"
 ) -> dict[str, Tensor]:
-    """A file's tensors -> ours. Splits are views. Raises ValueError when what is to be joined does not fit
-    together.
-    """
+    """A file's tensors -> ours; splits are views. Raises ValueError when rows do not fit together."""
     converted = {}
     for rule in rules:
         if rule.optional and rule.sources[0] not in tensors:
@@ -236,16 +233,12 @@ def _stamps(files: Iterable[Path]) -> tuple:
 
 
 def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> dict[str, T]:
-    """The tensors without the layout's prefix and without other parts'; what lies outside the prefix keeps
-    its name.
-    """
+    """Without the layout's prefix and other parts' tensors; what lies outside the prefix keeps its name."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if not key.startswith(ignored)}
 
 
 def _split_scales(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
-    """Weights, and the scales of fp8 weights under the names of those; the rest of what fp8 files carry is
-    dropped.
-    """
+    """Weights, and the scales of fp8 weights under the weights' names; what else fp8 files carry is dropped."""
     weights, scales = dict(tensors), {}
     for key in tensors:
         layer, dot, end = key.rpartition(".")

@@ -42,9 +42,7 @@ def save_transformer(
 def save_text_encoder(
     model: TextEncoder, path: Path, layout: str, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Writes a folder with config.json (`layout` authors, as inside Ovis2.5-2B, or diffusers) or one file
-    (comfyui).
-    """
+    """Writes a folder with config.json (`layout` authors or diffusers) or one file (comfyui)."""
     rules = text_encoder_rules(model.config.num_layers)
     prefix = TEXT_ENCODER_PREFIXES[layout]
     tensors = {prefix + key: tensor for key, tensor in unconvert(model.state_dict(), rules).items()}

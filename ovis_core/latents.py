@@ -32,9 +32,7 @@ def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def pad_to_patch(latents: Tensor) -> Tensor:
-    """Wraps the latents round to an even height and width, as ComfyUI's FLUX does, so that any size can be
-    packed.
-    """
+    """Wraps the latents round to an even height and width, as ComfyUI's FLUX does."""
     height, width = latents.shape[-2:]
     return torch.nn.functional.pad(latents, (0, width % PATCH_SIZE, 0, height % PATCH_SIZE), mode="circular")
 

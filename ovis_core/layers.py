@@ -67,9 +67,7 @@ class DoubleStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Attention and MLP side by side on the joined text and image tokens; `linear1` rows are [q, k, v, mlp,
-    gate].
-    """
+    """Attention and MLP side by side on all tokens; the rows of `linear1` are [q, k, v, mlp, gate]."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, ops: Ops, **factory):
         super().__init__()
@@ -97,9 +95,7 @@ class SingleStreamBlock(nn.Module):
 
 
 class LastLayer(nn.Module):
-    """Modulated norm and projection to the packed latent channels; the modulation's rows are [shift,
-    scale].
-    """
+    """Modulated norm and projection to packed latents; the modulation's rows are [shift, scale]."""
 
     def __init__(self, hidden_size: int, out_channels: int, ops: Ops, **factory):
         super().__init__()
@@ -205,9 +201,7 @@ class EmbedND(nn.Module):
 
 
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe (L, D/H/2, 2, 2), in float32 or wider; keeps x's
-    dtype.
-    """
+    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe (L, D/H/2, 2, 2), in float32 or wider."""
     pairs = x.to(torch.promote_types(x.dtype, pe.dtype)).unflatten(-1, (-1, 1, 2))
     rotated = pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]
     return rotated.flatten(-2).to(x.dtype)

@@ -82,9 +82,7 @@ def transformer_layout(keys: Collection[str]) -> Layout | None:
 
 
 def flux_transformer_rules(depth: int, depth_single: int, text: str, norm: str = "weight") -> Iterator[Rule]:
-    """The authors' names (`text` = semantic_txt) and ComfyUI's (txt); `norm` is what the RMSNorms call their
-    weight.
-    """
+    """The authors' names (`text` = semantic_txt) and ComfyUI's (txt); `norm` is the RMSNorms' weight."""
     yield from _affine("img_in", "time_in.in_layer", "time_in.out_layer", (f"{text}_in", "txt_in"))
     yield from _affine("final_layer.linear", "final_layer.adaLN_modulation.1")
     norms = {f"{text}_norm": "txt_norm"}
@@ -155,9 +153,7 @@ TEXT_ENCODER_PREFIXES = {"authors": "llm.model.", "comfyui": "model.", "diffuser
 
 
 def text_encoder_layout(keys: Collection[str]) -> Layout | None:
-    """The language model's layout: authors (inside the multimodal Ovis2.5-2B), comfyui or diffusers; else
-    None.
-    """
+    """The language model's layout: authors (inside Ovis2.5-2B), comfyui or diffusers; else None."""
     for name, prefix in TEXT_ENCODER_PREFIXES.items():
         if f"{prefix}layers.0.self_attn.q_norm.weight" in keys:
             return Layout(name, prefix, tuple(text_encoder_rules(num_blocks(keys, f"{prefix}layers"))))
@@ -176,9 +172,7 @@ def text_encoder_rules(num_layers: int) -> Iterator[Rule]:
 
 
 def autoencoder_layout(keys: Collection[str]) -> Layout | None:
-    """The autoencoder's layout: flux (the authors' and ComfyUI's `ae.safetensors`) or diffusers; else
-    None.
-    """
+    """The autoencoder's layout: flux (the authors' and ComfyUI's file) or diffusers; else None."""
     if "decoder.up.0.block.0.conv1.weight" in keys:
         sizes = num_blocks(keys, "decoder.up"), num_blocks(keys, "encoder.down.0.block")
         return Layout("flux", "", tuple(autoencoder_rules(*sizes, diffusers=False)))

@@ -41,8 +41,7 @@ class Pipeline:
         noise: Tensor | None = None,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """An image (1, 3, height, width) in [0, 1]; width and height in pixels are floored to multiples of
-        16.
+        """An image (1, 3, height, width) in [0, 1]; sides in pixels are floored to multiples of 16.
 
         `noise` (1, C, height / 8, width / 8) replaces the reference's noise of `seed`. `callback` gets the
         index of each finished step and its denoised latents.
@@ -82,8 +81,7 @@ class Pipeline:
 def load_pipeline(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Pipeline:
-    """Loads a diffusers folder, or one with the authors' files: ovis_image*.safetensors, Ovis2.5-2B*/,
-    ae*.safetensors.
+    """Loads a diffusers folder, or the authors' files: ovis_image*, Ovis2.5-2B*/ and ae*.safetensors.
 
     Raises ValueError when a part is missing, is another model or does not fit the others.
     """
@@ -105,9 +103,7 @@ def load_pipeline(
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:
-    """Where the tokenizer of a text encoder's file or folder lies: in the folder, or beside it as diffusers
-    has it.
-    """
+    """Where a text encoder's tokenizer lies: in its folder, or beside it as diffusers has it."""
     folders = (
         (text_encoder / "tokenizer", text_encoder, text_encoder.parent / "tokenizer")
         if text_encoder.is_dir()

@@ -74,8 +74,7 @@ class PromptTokenizer:
         return TOKEN_IDS["<|endoftext|>"]
 
     def __call__(self, prompt: str) -> PromptTokens:
-        """Never fails on odd text: unpaired surrogates, which no tokenizer takes, become U+FFFD with a
-        warning.
+        """Unpaired surrogates, which no tokenizer takes, become U+FFFD with a warning.
 
         Raises ValueError for more than MAX_CHARACTERS characters.
         """

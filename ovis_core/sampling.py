@@ -20,9 +20,7 @@ MAX_TOKENS, MAX_MU = 4096, 1.15
 
 
 def shift_mu(num_tokens: int) -> float:
-    """The schedule's mu for an image of `num_tokens` tokens (16x16 pixels each); 1.15 at 1024x1024, not
-    clamped.
-    """
+    """The schedule's mu for an image of `num_tokens` tokens (16x16 pixels each); not clamped."""
     return MIN_MU + (MAX_MU - MIN_MU) * (num_tokens - MIN_TOKENS) / (MAX_TOKENS - MIN_TOKENS)
 
 
@@ -45,9 +43,7 @@ def flow_sigmas(steps: int, num_tokens: int, denoise: float = 1.0) -> Tensor:
 
 
 def guided(positive: Velocity, negative: Velocity, cfg: float) -> Velocity:
-    """Classifier-free guidance (arXiv 2207.12598): negative + cfg (positive - negative); cfg 1 is `positive`
-    alone.
-    """
+    """Classifier-free guidance (arXiv 2207.12598): negative + cfg (positive - negative)."""
     if cfg == 1.0:
         return positive
 
@@ -73,9 +69,7 @@ def sample_euler(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callba
 
 
 def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
-    """Heun's second-order method (arXiv 2206.00364, algorithm 1 without churn): two velocities a step, one
-    in the last.
-    """
+    """Heun's method (arXiv 2206.00364, algorithm 1, no churn): two velocities a step, one in the last."""
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         v = velocity(x, sigma.expand(len(x)))
         if callback:

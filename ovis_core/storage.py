@@ -1,6 +1,4 @@
-"""Safetensors on disk: headers checked before a byte of weights is read, shards, and whole-or-nothing
-writing.
-"""
+"""Safetensors on disk: headers checked before weights are read, shards, whole-or-nothing writing."""
 
 import json
 import math
@@ -117,8 +115,7 @@ def _offsets(path: Path, key: str, entry: object) -> tuple[int, int]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """The safetensors files of a model: the file itself, or what a folder's index lists, or a folder's only
-    one.
+    """The safetensors files of a model: the file itself, those a folder's index lists, or its only one.
 
     Raises ValueError when the folder is incomplete or ambiguous.
     """

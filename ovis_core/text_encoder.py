@@ -32,9 +32,7 @@ class TextEncoderConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TextEncoderConfig":
-        """The sizes that a state dict's shapes tell; `config` is the config.json beside it, Qwen3's or
-        Ovis2.5's, or empty.
-        """
+        """The sizes that shapes tell; `config` is the config.json beside (Qwen3's, Ovis2.5's) or empty."""
         config = config.get("llm_config", config)
         vocab_size, hidden_size = shapes["model.embed_tokens.weight"]
         layer = "model.layers.0.self_attn"
@@ -87,8 +85,7 @@ class TextEncoder(nn.Module):
         self.model.rotary_emb = Qwen3RotaryEmbedding(qwen)
 
     def forward(self, prompts: Sequence[Sequence[int]], device=None, dtype=None) -> Tensor:
-        """Token ids of each prompt, unpadded and at most MAX_TOKENS -> text states (B, 256, D), zero where
-        padded.
+        """Unpadded token ids of each prompt, at most MAX_TOKENS -> text states (B, 256, D), zero-padded.
 
         Only the valid tokens are computed: the model is causal and padding stands on the right, so that no
         valid token ever sees it. `device` and `dtype` are where and in what to compute, the embedding's own

@@ -60,9 +60,7 @@ class TransformerConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TransformerConfig":
-        """The sizes that a state dict's shapes tell; `config` is diffusers' config.json beside it, or
-        empty.
-        """
+        """The sizes that shapes tell; `config` is diffusers' config.json beside the file, or empty."""
         hidden_size, in_channels = shapes["img_in.weight"]
         (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.weight"]
         axes_dim = config.get("axes_dims_rope", (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16))

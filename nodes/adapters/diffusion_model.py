@@ -101,8 +101,7 @@ class OvisImageModel(comfy.model_base.BaseModel):
 
 
 def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, disable_dynamic: bool = False):
-    """A ModelPatcher around the transformer of a file or folder; dtypes and devices as ComfyUI decides for
-    FLUX.
+    """A ModelPatcher around the transformer of a file or folder; dtypes and devices by ComfyUI's rules.
 
     `weight_dtype` is what the weights are kept in, None for what suits the file and the device.
     Raises ValueError as `ovis_core.checkpoint.open_checkpoint` does.
@@ -129,9 +128,7 @@ def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, di
 def _choose_dtypes(
     model_config: OvisImageModelConfig, state: dict[str, Tensor], weight_dtype: torch.dtype | None
 ) -> None:
-    """Storage and compute dtype, by ComfyUI's rules and command line; scaled fp8 goes to its mixed-precision
-    layers.
-    """
+    """Storage and compute dtype by ComfyUI's rules; scaled fp8 goes to its mixed-precision layers."""
     device = comfy.model_management.get_torch_device()
     supported = model_config.supported_inference_dtypes
     scaled = [key.removesuffix(".weight_scale") for key in state if key.endswith(".weight_scale")]

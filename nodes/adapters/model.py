@@ -13,9 +13,7 @@ from .text_encoder import load_text_encoder
 def load_model(
     model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
 ) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """Checks all three before loading any. Raises ValueError when a file is not what its field takes, or
-    does not fit.
-    """
+    """Checks all three before loading any. Raises ValueError when one is wrong or does not fit."""
     names = {TRANSFORMER: model_name, TEXT_ENCODER: text_encoder_name, AUTOENCODER: vae_name}
     paths = {part: path_of(part, name) for part, name in names.items()}
     check_fit(*(open_checkpoint(path, part).config for part, path in paths.items()))

@@ -16,8 +16,7 @@ SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if nam
 
 
 def fit_latent(model, latent: dict) -> Tensor:
-    """The latent's samples with the model's channels: an empty one of any model becomes ours, as everywhere
-    in ComfyUI.
+    """The latent's samples with the model's channels; an empty one of any model fits, as always in ComfyUI.
 
     Raises ValueError for a latent that is none, holds NaN, or belongs to a model with other channels.
     """
@@ -39,9 +38,7 @@ def fit_latent(model, latent: dict) -> Tensor:
 
 
 def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
-    """Sigmas for a latent: the reference's for its size, or those of a ModelSampling node that the user put
-    on the model.
-    """
+    """The reference's sigmas for the latent's size, or those of a ModelSampling node on the model."""
     model_sampling = model.get_model_object("model_sampling")
     if not isinstance(model_sampling, comfy.model_sampling.CONST):
         raise ValueError(
@@ -59,9 +56,7 @@ def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
 
 
 def make_noise(samples: Tensor, latent: dict, seed: int, kind: str) -> Tensor:
-    """`comfyui`: what any sampler of ComfyUI draws for this seed; `reference`: the authors', drawn in
-    bfloat16.
-    """
+    """`comfyui`: what ComfyUI's samplers draw for this seed; `reference`: what the authors' code does."""
     if kind == "reference":
         return reference_noise(tuple(samples.shape), seed).float()
     return comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
@@ -116,9 +111,7 @@ def sample(
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
-    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture. One number
-    crosses to the CPU.
-    """
+    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture."""
     if not torch.isfinite(tensor.float().sum()):
         raise ValueError(
             f"{what} holds NaN or infinite values; try weight_dtype bf16 or fp32, a LoRA less, or another "

@@ -94,9 +94,7 @@ class ComfyTextEncoder(TextEncoder):
         self.execution_device = None
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
-        """Tokens of `ComfyTokenizer` -> text states (1, 256, D) on the intermediate device, and no pooled
-        output.
-        """
+        """Tokens of `ComfyTokenizer` -> text states (1, 256, D), and no pooled output."""
         prompts = [[pair[0] for pair in prompt] for prompt in tokens[TOKENS_KEY]]
         states = self(prompts, device=self.execution_device, dtype=self.compute_dtype)
         return states.to(comfy.model_management.intermediate_device(), torch.float32), None
