@@ -238,7 +238,7 @@ def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> d
 
 
 def _split_scales(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
-    """Weights, and the scales of fp8 weights under the weights' names; what else fp8 files carry is dropped."""
+    """Weights, and scales of fp8 weights under the weights' names; what else fp8 files carry is dropped."""
     weights, scales = dict(tensors), {}
     for key in tensors:
         layer, dot, end = key.rpartition(".")
