@@ -3,7 +3,7 @@
 from .conditioning import OvisImageTextEncode
 from .latents import OvisImageEmptyLatent
 from .loaders import OvisImageLoader
-from .sampling import OvisImageSampler, OvisImageScheduler
+from .sampling import OvisImageGuider, OvisImageSampler, OvisImageScheduler
 from .vae import OvisImageVAEDecode, OvisImageVAEEncode
 
 NODES = [
@@ -11,6 +11,7 @@ NODES = [
     OvisImageTextEncode,
     OvisImageEmptyLatent,
     OvisImageScheduler,
+    OvisImageGuider,
     OvisImageSampler,
     OvisImageVAEDecode,
     OvisImageVAEEncode,

@@ -6,7 +6,7 @@
 | tokens -> text states      | `text_encoder`          | -> (B, 256, 2048)                              |
 | latents -> packed tokens   | `latents`               | (B, 16, H, W) -> (B, HW/4, 64)                 |
 | tokens -> velocity         | `transformer`, `layers` | latents, sigma, text states -> (B, 16, H, W)   |
-| noise -> latents           | `sampling`              | -> (B, 16, H, W)                               |
+| noise -> latents           | `sampling`, `guidance`  | -> (B, 16, H, W)                               |
 | latents -> image           | `autoencoder`           | -> (B, 3, 8H, 8W)                              |
 
 `checkpoint` reads the published files, `export` writes them (`layouts` knows their names, `storage` their

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .autoencoder import Autoencoder, denormalize
 from .checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit, open_checkpoint
+from .guidance import Guidance
 from .latents import PATCH_SIZE, VAE_FACTOR, num_image_tokens
 from .prompt import PromptTokenizer
 from .sampling import SOLVERS, flow_sigmas, guided, reference_noise
@@ -74,7 +75,7 @@ class Pipeline:
         def velocity_of(context: Tensor):
             return lambda x, sigma: self.transformer(x.to(weight.dtype), sigma, context).float()
 
-        velocity = guided(velocity_of(context[:1]), velocity_of(context[1:]), cfg)
+        velocity = guided(velocity_of(context[:1]), velocity_of(context[1:]), Guidance(cfg))
         return SOLVERS[sampler](velocity, noise.to(weight.device, torch.float32), sigmas, callback)
 
 

@@ -1,4 +1,4 @@
-"""The flow-matching schedule, guidance and solvers.
+"""The flow-matching schedule and its solvers.
 
 x_t = (1 - sigma) x0 + sigma eps; a velocity is eps - x0, so that x0 = x - sigma velocity. B batch, C
 channels, H and W latent pixels. The solvers follow k-diffusion's conventions (sigmas fall to 0, callbacks
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from .guidance import Guidance
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # latents (B, C, H, W), sigma (B,) -> velocity (B, C, H, W)
 Callback = Callable[[int, Tensor], None]  # index of the finished step, its denoised latents
@@ -42,13 +44,13 @@ def flow_sigmas(steps: int, num_tokens: int, denoise: float = 1.0) -> Tensor:
     return sigmas[-(steps + 1) :]
 
 
-def guided(positive: Velocity, negative: Velocity, cfg: float) -> Velocity:
-    """Classifier-free guidance (arXiv 2207.12598): negative + cfg (positive - negative)."""
-    if cfg == 1.0:
-        return positive
+def guided(positive: Velocity, negative: Velocity, guidance: Guidance) -> Velocity:
+    """The two velocities as one; the negative is computed only where guidance is active."""
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.lerp(negative(x, sigma), positive(x, sigma), cfg)
+        if not guidance.is_active(sigma[0]):
+            return positive(x, sigma)
+        return guidance.join(positive(x, sigma), negative(x, sigma))
 
     return velocity
 

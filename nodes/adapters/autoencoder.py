@@ -13,7 +13,7 @@ from torch import Tensor
 from ...ovis_core.autoencoder import Autoencoder, AutoencoderConfig
 from ...ovis_core.checkpoint import AUTOENCODER, open_checkpoint
 from ...ovis_core.latents import LATENT_CHANNELS, VAE_FACTOR
-from .sampling import check_finite
+from .checks import check_finite
 
 # Bytes of activations per image pixel and byte of dtype, ComfyUI's own estimates for this architecture.
 ENCODE_BYTES = 1767

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...ovis_core.latents import num_image_tokens
 from ...ovis_core.sampling import flow_sigmas, reference_noise
+from .checks import check_finite
 
 SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if name != "euler")]
 
@@ -62,25 +63,6 @@ def make_noise(samples: Tensor, latent: dict, seed: int, kind: str) -> Tensor:
     return comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
 
 
-def make_guider(model, positive, negative, cfg: float) -> comfy.samplers.CFGGuider:
-    """Classifier-free guidance. Raises ValueError when `cfg` needs a negative and none is connected."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_cfg(cfg)
-    if negative is None and cfg != 1.0:
-        raise ValueError(
-            f"cfg {cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with an empty text "
-            "(the reference's unconditional prompt), or set cfg to 1"
-        )
-    for conditioning, name in ((positive, "positive"), (negative, "negative")):
-        for states, _ in conditioning or ():
-            check_finite(states, f"the {name} conditioning")
-    if cfg == 1.0:
-        guider.inner_set_conds({"positive": positive})
-    else:
-        guider.set_conds(positive, negative)
-    return guider
-
-
 def sample(
     guider, latent: dict, samples: Tensor, noise: Tensor, sampler_name: str, sigmas: Tensor, seed: int
 ) -> dict:
@@ -108,12 +90,3 @@ def sample(
     )
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
     return out | {"samples": result.to(comfy.model_management.intermediate_device())}
-
-
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture."""
-    if not torch.isfinite(tensor.float().sum()):
-        raise ValueError(
-            f"{what} holds NaN or infinite values; try weight_dtype bf16 or fp32, a LoRA less, or another "
-            "sampler"
-        )

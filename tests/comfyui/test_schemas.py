@@ -16,6 +16,10 @@ CONTRACT = {
     "OvisImageTextEncode": ["clip", "text"],
     "OvisImageEmptyLatent": ["aspect_ratio", "width", "height", "batch_size"],
     "OvisImageScheduler": ["model", "latent_image", "steps", "denoise"],
+    "OvisImageGuider": [
+        *("model", "positive", "negative", "cfg", "cfg_start", "cfg_end", "cfg_rescale", "cfg_zero_star"),
+        "zero_init_steps",
+    ],
     "OvisImageSampler": [
         *(
             "model",

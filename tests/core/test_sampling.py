@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ovis_core.guidance import Guidance
 from ovis_core.latents import num_image_tokens
 from ovis_core.sampling import (
     SOLVERS,
@@ -119,14 +120,22 @@ def test_solvers_evaluate_as_often_as_they_should():
         assert finished == list(range(8))
 
 
-def test_guidance_is_linear_and_skips_the_negative_at_one():
-    one, two = torch.full((1,), 1.0), torch.full((1,), 2.0)
-    assert guided(lambda x, s: two, lambda x, s: one, 5.0)(None, None) == pytest.approx(1 + 5 * (2 - 1))
+def test_the_negative_is_computed_only_where_guidance_is_active():
+    computed = []
 
-    def never(x, sigma):
-        raise AssertionError("computed")
+    def negative(x, sigma):
+        computed.append(sigma.item())
+        return torch.zeros_like(x)
 
-    assert guided(lambda x, s: two, never, 1.0)(None, None) == two
+    x, sigmas = torch.ones(1, 1, 1, 1), flow_sigmas(10, 256)
+    for guidance, expected in (
+        (Guidance(1.0), []),
+        (Guidance(5.0), sigmas[:-1].tolist()),
+        (Guidance(5.0, start=0.8, end=0.3), [s for s in sigmas.tolist() if 0.3 <= s <= 0.8]),
+    ):
+        computed.clear()
+        sample_euler(guided(lambda x, s: x, negative, guidance), x, sigmas)
+        assert computed == expected
 
 
 def test_reference_noise_is_drawn_in_bfloat16_and_repeats():
