@@ -13,3 +13,37 @@
 bytes); `pipeline` is all of it in one function. Nothing here imports ComfyUI, downloads, moves tensors
 between devices or reads the environment.
 """
+
+from .autoencoder import Autoencoder, AutoencoderConfig
+from .checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Checkpoint, open_checkpoint
+from .guidance import Guidance
+from .pipeline import Pipeline, load_pipeline
+from .prompt import PromptTokenizer, PromptTokens
+from .sampling import flow_sigmas, guided, reference_noise, sample_dpmpp_2m, sample_euler, sample_heun
+from .text_encoder import TextEncoder, TextEncoderConfig
+from .transformer import OvisImageTransformer, TransformerConfig
+
+__all__ = [
+    "AUTOENCODER",
+    "TEXT_ENCODER",
+    "TRANSFORMER",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "Checkpoint",
+    "Guidance",
+    "OvisImageTransformer",
+    "Pipeline",
+    "PromptTokenizer",
+    "PromptTokens",
+    "TextEncoder",
+    "TextEncoderConfig",
+    "TransformerConfig",
+    "flow_sigmas",
+    "guided",
+    "load_pipeline",
+    "open_checkpoint",
+    "reference_noise",
+    "sample_dpmpp_2m",
+    "sample_euler",
+    "sample_heun",
+]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from .pipeline import load_pipeline
 from .sampling import SOLVERS
+from .storage import replacing
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -38,12 +40,23 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: as the files are stored")
     args = parser.parse_args()
 
+    if not args.out.absolute().parent.is_dir():
+        sys.exit(f"error: the folder of --out does not exist: {args.out.absolute().parent}")
+
     try:
-        pipeline = load_pipeline(args.model, args.device, DTYPES.get(args.dtype))
+        image = run(args)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    pixels = (image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    with replacing(args.out) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+    tqdm.write(str(args.out))
+
+
+def run(args: argparse.Namespace) -> Tensor:
+    pipeline = load_pipeline(args.model, args.device, DTYPES.get(args.dtype))
     with tqdm(total=args.steps, unit="step") as bar:
-        image = pipeline(
+        return pipeline(
             args.prompt,
             args.negative_prompt,
             width=args.width,
@@ -54,11 +67,6 @@ def main() -> None:
             sampler=args.sampler,
             callback=lambda *_: bar.update(),
         )
-    pixels = (image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    temporary = args.out.with_name(args.out.name + ".part")
-    Image.fromarray(pixels).save(temporary, format="PNG")
-    temporary.replace(args.out)
-    tqdm.write(str(args.out))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .latents import LATENT_CHANNELS
-from .layers import Ops
+from .layers import Attention, Ops, sdp_attention
 from .layouts import num_blocks
 
 NUM_GROUPS = 32
@@ -39,6 +39,10 @@ class AutoencoderConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512)  # per resolution, finest first
     num_res_blocks: int = 2
     latent_channels: int = LATENT_CHANNELS
+
+    def __post_init__(self):
+        if any(width % NUM_GROUPS for width in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of {NUM_GROUPS}")
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "AutoencoderConfig":
@@ -86,11 +90,15 @@ class AutoencoderConfig:
 
 
 class Autoencoder(nn.Module):
-    def __init__(self, config: AutoencoderConfig, ops: Ops = nn, **factory):
+    def __init__(
+        self, config: AutoencoderConfig, ops: Ops = nn, attention: Attention = sdp_attention, **factory
+    ):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, ops, **factory)
         self.decoder = Decoder(config, ops, **factory)
+        for side in (self.encoder, self.decoder):
+            side.mid.attn_1.attention = attention
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, 8H, 8W) in [-1, 1] -> the mean of the latents' distribution (B, C, H, W), not normalized."""

@@ -22,7 +22,7 @@ from .layouts import (
     text_encoder_layout,
     transformer_layout,
 )
-from .storage import model_files, read_headers, read_json
+from .storage import TensorInfo, check_index, model_files, read_headers, read_json
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .transformer import OvisImageTransformer, TransformerConfig
 
@@ -37,10 +37,11 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
 }
 
-# How fp8 files say what to multiply a weight by (two generations of names), and what else they carry.
+# How fp8 files say what to multiply a weight by (two generations of names), and what else they say of a
+# layer.
 SCALE_ENDS = (".scale_weight", ".weight_scale")
-QUANT_ENDS = (".scale_input", ".input_scale", ".comfy_quant")
-QUANT_KEYS = ("scaled_fp8",)
+QUANT_ENDS = (*SCALE_ENDS, ".scale_input", ".input_scale", ".comfy_quant")
+QUANT_MARK = "scaled_fp8"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Part:
     find_layout: Callable[[Iterable[str]], Layout | None]
     config: type[Config]
     module: type[nn.Module]
+    weight_dims: int  # of a weight that is no norm's: 2 for linears, 4 for convolutions
     ignored: tuple[str, ...] = ()  # beginnings of names that belong to other parts of a published file
 
 
@@ -63,6 +65,8 @@ TRANSFORMER = Part(
     transformer_layout,
     TransformerConfig,
     OvisImageTransformer,
+    2,
+    ("first_stage_model.", "cond_stage_model.", "vae.", "text_encoders."),
 )
 TEXT_ENCODER = Part(
     "an Ovis2.5-2B text encoder",
@@ -71,6 +75,7 @@ TEXT_ENCODER = Part(
     text_encoder_layout,
     TextEncoderConfig,
     TextEncoder,
+    2,
     ("lm_head.", "llm.lm_head.", "visual_tokenizer.", "vte."),
 )
 AUTOENCODER = Part(
@@ -80,6 +85,7 @@ AUTOENCODER = Part(
     autoencoder_layout,
     AutoencoderConfig,
     Autoencoder,
+    4,
 )
 
 
@@ -100,8 +106,8 @@ class Checkpoint:
     ) -> dict[str, Tensor]:
         """The weights under our names, in the dtypes of the file, on the CPU.
 
-        `load` reads one file (ComfyUI has its own). Scaled fp8 weights are multiplied out to bfloat16, or
-        with `keep_scales` stay as they are, each `X.weight` with its `X.weight_scale`.
+        `load` reads one file (ComfyUI has its own). Scaled fp8 weights are multiplied out to bfloat16; with
+        `keep_scales` they stay, and so does all that the file says of their layers, under the file's endings.
         Raises ValueError when the file changed since its header was checked, or holds NaN or infinity.
         """
         tensors: dict[str, Tensor] = {}
@@ -109,15 +115,23 @@ class Checkpoint:
             tensors.update(load(str(file)))
         if _stamps(self.files) != self.stamps:
             raise ValueError(f"{self.path.name} changed while it was being read; load it again")
-        weights, scales = _split_scales(_strip(tensors, self.layout.prefix, self.part.ignored))
-        for key, weight in weights.items():
-            _check_finite(self.path, key, weight)
-        one_to_one = {rule.sources[0]: rule.targets[0] for rule in self.layout.rules if not _is_fused(rule)}
-        if keep_scales and scales.keys() <= one_to_one.keys():
-            kept = {
-                one_to_one[key].removesuffix(".weight") + ".weight_scale": scale
-                for key, scale in scales.items()
-            }
+        weights, notes = _split_notes(_strip(tensors, self.layout.prefix, self.part.ignored))
+        scales = _scales(notes)
+        for key, tensor in (*weights.items(), *((key + " (scale)", scale) for key, scale in scales.items())):
+            _check_finite(self.path, key, tensor)
+        for key, scale in scales.items():
+            if scale <= 0:
+                raise ValueError(
+                    f"{self.path.name} has the scale {float(scale)} for {key}; download the file again"
+                )
+
+        layers = {
+            rule.sources[0].removesuffix(".weight"): rule.targets[0].removesuffix(".weight")
+            for rule in self.layout.rules
+            if not _is_fused(rule)
+        }
+        if keep_scales and all(layer in layers for layer, _ in notes if layer):
+            kept = {(layers[layer] + end if layer else end): note for (layer, end), note in notes.items()}
             return convert(weights, self.layout.rules) | kept
         for key, scale in scales.items():
             weights[key] = (weights[key].float() * scale.float()).to(torch.bfloat16)
@@ -145,33 +159,26 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     files = tuple(model_files(path))
     stamps = _stamps(files)
     infos = read_headers(files)
+    check_index(path, infos)
     layout = part.find_layout(infos.keys())
     if layout is None:
         raise ValueError(
             f"{path.name} looks like {looks_like(infos.keys())}, not like {part.title}: it has no "
             f"{part.marker}; choose another file here, or choose this one in the field it belongs to"
         )
-    own = _strip(infos, layout.prefix, part.ignored)
-    weights, scales = _split_scales(own)
-    for key, info in weights.items():
-        if 0 in info.shape:
-            raise ValueError(f"{path.name} has the empty tensor {key}; download the file again")
-        if info.dtype not in TORCH_DTYPES:
-            raise ValueError(
-                f"{path.name} stores {key} as {info.dtype}, which is not supported; use a bf16 or fp8 file"
-            )
-    for key, info in scales.items():
-        if weights[key].dtype != "F8_E4M3" or math.prod(info.shape) != 1:
-            raise ValueError(
-                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale each"
-            )
-
+    weights, notes = _split_notes(_strip(infos, layout.prefix, part.ignored))
+    scales = _scales(notes)
+    _check_dtypes(path, weights, scales)
     _check_names(path, part, layout, weights.keys())
+    _check_dimensions(path, part, layout, weights)
     # The same conversion as for the weights, on tensors that have a shape and nothing else.
     hollow = {key: torch.empty(info.shape, device="meta") for key, info in weights.items()}
     shapes = {key: tuple(tensor.shape) for key, tensor in convert(hollow, layout.rules, path.name).items()}
     config_file = path / "config.json"
-    config = part.config.from_shapes(shapes, read_json(config_file) if config_file.is_file() else {})
+    try:
+        config = part.config.from_shapes(shapes, read_json(config_file) if config_file.is_file() else {})
+    except ValueError as error:
+        raise ValueError(f"{path.name} is {part.title}, but {error}") from None
     _check_shapes(path, part, layout, shapes, config)
 
     sizes: Counter[str] = Counter()
@@ -237,16 +244,22 @@ def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> d
     return {key.removeprefix(prefix): value for key, value in tensors.items() if not key.startswith(ignored)}
 
 
-def _split_scales(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
-    """Weights, and scales of fp8 weights under the weights' names; what else fp8 files carry is dropped."""
-    weights, scales = dict(tensors), {}
-    for key in tensors:
+def _split_notes(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[tuple[str, str], T]]:
+    """The weights, and what an fp8 file says of its layers, as {(layer, ending): note}."""
+    weights, notes = {}, {}
+    for key, tensor in tensors.items():
         layer, dot, end = key.rpartition(".")
-        if dot + end in SCALE_ENDS and f"{layer}.weight" in tensors:
-            scales[f"{layer}.weight"] = weights.pop(key)
-        elif dot + end in QUANT_ENDS or key in QUANT_KEYS:
-            del weights[key]
-    return weights, scales
+        if key == QUANT_MARK:
+            notes["", key] = tensor
+        elif dot + end in QUANT_ENDS and f"{layer}.weight" in tensors:
+            notes[layer, dot + end] = tensor
+        else:
+            weights[key] = tensor
+    return weights, notes
+
+
+def _scales(notes: Mapping[tuple[str, str], T]) -> dict[str, T]:
+    return {f"{layer}.weight": note for (layer, end), note in notes.items() if end in SCALE_ENDS}
 
 
 def _is_fused(rule: Rule) -> bool:
@@ -259,6 +272,36 @@ def _join(parts: list[Tensor]) -> Tensor:
     if parts[0].dtype == torch.float8_e4m3fn:  # torch cannot join these
         return torch.cat([part.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
     return torch.cat(parts)
+
+
+def _check_dtypes(path: Path, weights: Mapping[str, TensorInfo], scales: Mapping[str, TensorInfo]) -> None:
+    for key, info in weights.items():
+        if 0 in info.shape:
+            raise ValueError(f"{path.name} has the empty tensor {key}; download the file again")
+        if info.dtype not in TORCH_DTYPES:
+            raise ValueError(
+                f"{path.name} stores {key} as {info.dtype}, which is not supported; use a file in bf16, "
+                "fp16, fp32 or "
+                "fp8_e4m3fn"
+            )
+    for key, info in scales.items():
+        if weights[key].dtype != "F8_E4M3" or math.prod(info.shape) != 1:
+            raise ValueError(
+                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale each"
+            )
+
+
+def _check_dimensions(path: Path, part: Part, layout: Layout, weights: Mapping[str, TensorInfo]) -> None:
+    for rule in layout.rules:
+        of_vector = rule.targets[0].endswith(".bias") or "norm" in rule.targets[0].split(".")[-2]
+        expected = 1 if of_vector else 2 if rule.linear else part.weight_dims
+        for source in rule.sources:
+            if source in weights and len(weights[source].shape) != expected:
+                raise ValueError(
+                    f"{path.name} is {part.title} ({layout.name} layout), but {source} has the shape "
+                    f"{[*weights[source].shape]} where {expected} dimensions are expected; download the "
+                    "file again"
+                )
 
 
 def _check_names(path: Path, part: Part, layout: Layout, keys: Iterable[str]) -> None:

@@ -185,19 +185,22 @@ class EmbedND(nn.Module):
         self.axes_dim = axes_dim
         self.theta = theta
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (L, axes) -> float32 rotation matrices (L, D/H/2, 2, 2), on the CPU in float64 until the end.
+    def forward(self, ids: Tensor, device: torch.device) -> Tensor:
+        """ids (L, axes), whole numbers on the CPU -> float32 rotation matrices (L, D/H/2, 2, 2) on `device`.
 
-        Float32 angles lose about 1e-4 rad at the far side of a large image, and some devices have no float64.
+        Angles are taken in float64, since float32 loses about 1e-4 rad at the far side of a large image, and
+        on the CPU, since some devices have no float64; but once for each position of an axis, not for each
+        token.
         """
-        ids = ids.to("cpu", torch.float64)
-        angles = []
+        ids = ids.long()
+        tables = []
         for axis, dim in enumerate(self.axes_dim):
-            frequencies = self.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-            angles.append(ids[:, axis, None] * frequencies)
-        angle = torch.cat(angles, dim=-1)
-        cos, sin = angle.cos(), angle.sin()
-        return torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2)).float()
+            positions = torch.arange(int(ids[:, axis].max()) + 1, dtype=torch.float64)
+            angle = positions[:, None] * self.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            cos, sin = angle.cos(), angle.sin()
+            table = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2)).float()
+            tables.append(table.to(device)[ids[:, axis].to(device)])
+        return torch.cat(tables, dim=1)
 
 
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The reference run, prompt -> image, without ComfyUI."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from .prompt import PromptTokenizer
 from .sampling import SOLVERS, flow_sigmas, guided, reference_noise
 from .text_encoder import TextEncoder
 from .transformer import OvisImageTransformer
+
+log = logging.getLogger(__name__)
 
 SIZE_STEP = VAE_FACTOR * PATCH_SIZE  # image pixels per token, each way
 
@@ -44,8 +47,8 @@ class Pipeline:
     ) -> Tensor:
         """An image (1, 3, height, width) in [0, 1]; sides in pixels are floored to multiples of 16.
 
-        `noise` (1, C, height / 8, width / 8) replaces the reference's noise of `seed`. `callback` gets the
-        index of each finished step and its denoised latents.
+        `noise` (B, C, height / 8, width / 8) replaces the reference's noise of `seed`, for as many images.
+        `callback` gets the index of each finished step and its denoised latents.
         """
         latents = self.sample(
             prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise, callback
@@ -60,6 +63,10 @@ class Pipeline:
         self, prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise=None, callback=None
     ) -> Tensor:
         """The latents (1, C, height / 8, width / 8) of that image, float32, as the MMDiT makes them."""
+        if min(width, height) < SIZE_STEP:
+            raise ValueError(
+                f"a picture of {width} x {height} pixels is too small, {SIZE_STEP} a side are the least"
+            )
         weight = self.transformer.img_in.weight
         height, width = (side // SIZE_STEP * PATCH_SIZE for side in (height, width))  # latent pixels
         sigmas = flow_sigmas(steps, num_image_tokens(height, width)).to(weight.device)
@@ -68,12 +75,16 @@ class Pipeline:
                 (1, self.transformer.config.in_channels // PATCH_SIZE**2, height, width), seed
             )
 
-        context = self.text_encoder([self.tokenizer(text).ids for text in (prompt, negative_prompt)]).to(
-            weight.dtype
-        )
+        tokens = [self.tokenizer(text) for text in (prompt, negative_prompt)]
+        for text, num_lost in (("prompt", tokens[0].num_lost), ("negative prompt", tokens[1].num_lost)):
+            if num_lost:
+                log.warning("the %s is %d tokens too long; its end was cut off", text, num_lost)
+        context = self.text_encoder([t.ids for t in tokens]).to(weight.dtype)
 
         def velocity_of(context: Tensor):
-            return lambda x, sigma: self.transformer(x.to(weight.dtype), sigma, context).float()
+            return lambda x, sigma: self.transformer(
+                x.to(weight.dtype), sigma, context.expand(len(x), -1, -1)
+            ).float()
 
         velocity = guided(velocity_of(context[:1]), velocity_of(context[1:]), Guidance(cfg))
         return SOLVERS[sampler](velocity, noise.to(weight.device, torch.float32), sigmas, callback)
@@ -105,12 +116,8 @@ def load_pipeline(
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:
     """Where a text encoder's tokenizer lies: in its folder, or beside it as diffusers has it."""
-    folders = (
-        (text_encoder / "tokenizer", text_encoder, text_encoder.parent / "tokenizer")
-        if text_encoder.is_dir()
-        else ()
-    )
-    for folder in folders:
+    own = text_encoder if text_encoder.is_dir() else text_encoder.parent
+    for folder in (own / "tokenizer", own, own.parent / "tokenizer"):
         if (folder / "tokenizer.json").is_file() or all(
             (folder / n).is_file() for n in ("vocab.json", "merges.txt")
         ):

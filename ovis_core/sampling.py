@@ -19,6 +19,7 @@ Callback = Callable[[int, Tensor], None]  # index of the finished step, its deno
 # The shift of the schedule is linear in the number of image tokens through these two points (FLUX's numbers).
 MIN_TOKENS, MIN_MU = 256, 0.5
 MAX_TOKENS, MAX_MU = 4096, 1.15
+MAX_STEPS = 1_000_000
 
 
 def shift_mu(num_tokens: int) -> float:
@@ -37,11 +38,20 @@ def flow_sigmas(steps: int, num_tokens: int, denoise: float = 1.0) -> Tensor:
         raise ValueError(f"steps must be at least 1 and denoise from 0 to 1, got {steps} and {denoise}")
     if denoise == 0.0:
         return torch.zeros(0)
-    total = int(steps / denoise)
-    t = torch.arange(total, 0, -1) / total
+    t = torch.arange(steps, 0, -1) / total_steps(steps, denoise)
     shift = math.exp(shift_mu(num_tokens))
-    sigmas = torch.cat((shift / (shift + (1 / t - 1)), torch.zeros(1)))
-    return sigmas[-(steps + 1) :]
+    return torch.cat((shift / (shift + (1 / t - 1)), torch.zeros(1)))
+
+
+def total_steps(steps: int, denoise: float) -> int:
+    """The length of the schedule whose last `steps` steps are run. Raises ValueError when it has no sensible
+    length.
+    """
+    if steps > MAX_STEPS * denoise:
+        raise ValueError(
+            f"{steps} steps at a denoise of {denoise} are the end of too long a schedule; use more denoise"
+        )
+    return int(steps / denoise)
 
 
 def guided(positive: Velocity, negative: Velocity, guidance: Guidance) -> Velocity:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 MAX_HEADER_BYTES = 16 * 2**20  # a 7 B model's header is 0.1 MiB
 MAX_TENSORS = 20_000
+MAX_NAME = 512  # characters of a tensor's name
+MAX_METADATA = 2**20  # characters of what a file says of itself
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
@@ -43,22 +45,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Stricter than the format: no duplicate names, no unknown dtypes, no gaps, overlaps or trailing bytes.
     Raises ValueError saying what is wrong with the file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(32)
-        for magic, meaning in IMPOSTORS.items():
-            if start.startswith(magic):
-                raise ValueError(f"{path.name} is {meaning}")
-        if size < 10:
-            raise ValueError(f"{path.name} is empty ({size} bytes); download it again")
-        length = int.from_bytes(start[:8], "little")
-        if length > MAX_HEADER_BYTES or 8 + length > size:
-            raise ValueError(
-                f"{path.name} is no safetensors file or is cut off: its header should take {length} bytes, "
-                f"the file has {size}; download it again"
-            )
-        file.seek(8)
-        raw = file.read(length)
+    raw, num_bytes = _read_raw_header(path)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -67,11 +54,47 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ) from None
     if not isinstance(header, dict):
         raise ValueError(f"{path.name} has a damaged safetensors header (no object); download it again")
-    header.pop("__metadata__", None)
+    _check_metadata(path, header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{path.name} lists {len(header)} tensors, at most {MAX_TENSORS} are accepted")
-    _check_layout(path, header, size - 8 - length)
+    for key in header:  # names end up in messages, and an unpaired surrogate there would stop ComfyUI's queue
+        if len(key) > MAX_NAME or not key.isprintable():
+            raise ValueError(f"{path.name} has a tensor with the name {key[:50]!a}; download it again")
+    _check_layout(path, header, num_bytes)
     return {key: TensorInfo(entry["dtype"], tuple(entry["shape"]), path) for key, entry in header.items()}
+
+
+def _read_raw_header(path: Path) -> tuple[bytes, int]:
+    """The bytes of a file's header, and how many bytes follow it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(32)
+            length = int.from_bytes(start[:8], "little")
+            if length > MAX_HEADER_BYTES or 8 + length > size or start[8:9] not in (b"{", b" "):
+                raise ValueError(f"{path.name} {_fault(start, length, size)}")
+            file.seek(8)
+            return file.read(length), size - 8 - length
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _fault(start: bytes, length: int, size: int) -> str:
+    """What a file is that is no safetensors file, from its first bytes."""
+    for magic, meaning in IMPOSTORS.items():
+        if start.startswith(magic):
+            return f"is {meaning}"
+    if size < 10:
+        return f"is empty ({size} bytes); download it again"
+    if start[8:9] not in (b"{", b" "):
+        return "has a damaged safetensors header or is another kind of file; download it again"
+    return f"is cut off: its header should take {length} bytes, the file has {size}; download it again"
+
+
+def _check_metadata(path: Path, metadata: object) -> None:
+    texts = [*metadata.keys(), *metadata.values()] if isinstance(metadata, dict) else [None]
+    if not all(isinstance(text, str) for text in texts) or sum(map(len, texts)) > MAX_METADATA:
+        raise ValueError(f"{path.name} has damaged metadata in its safetensors header; download it again")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:
@@ -140,18 +163,32 @@ def model_files(path: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError):
-        raise ValueError(f"{index.name} lists no files (no weight_map); download it again") from None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index.name} lists no files (no weight_map); download it again")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
+            raise ValueError(f"{index.name} names {name!a}, which is no plain file name; download it again")
+    names = sorted(set(weight_map.values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{index.name} names {name!r}, which is no plain file name; download it again")
         if not (index.parent / name).is_file():
             raise ValueError(
                 f"{name} is missing in the folder {index.parent.name}, its index lists it; download it"
             )
     return [index.parent / name for name in names]
+
+
+def check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises ValueError when a folder's index, if it has one, says something else than its files do."""
+    for index in folder.glob("*.safetensors.index.json"):
+        weight_map = read_json(index)["weight_map"]
+        for key in sorted({*weight_map, *tensors}):
+            found = tensors[key].file.name if key in tensors else "nowhere"
+            if weight_map.get(key) != found:
+                raise ValueError(
+                    f"{index.name} has {key!a} in {weight_map.get(key)!a}, but it lies in {found}; download the "
+                    "index and its files again"
+                )
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
@@ -171,15 +208,25 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path.name} is {path.stat().st_size} bytes long, too large for a config or index")
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is no valid JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object; download it again")
     return value
 
 
+def positive_number(config: Mapping, key: str, default: float) -> float:
+    """A number of a config file. Raises ValueError when it is none, or not above zero and finite."""
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not 0 < value < 1e12:
+        raise ValueError(
+            f"the config's {key} is {value!a}, a positive number is needed; download the config again"
+        )
+    return float(value)
+
+
 def write_json(value: Mapping, path: Path) -> None:
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
@@ -188,13 +235,16 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file whole or not at all: a failure leaves what was there before."""
     tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt", **(metadata or {})})
 
 
 def write_folder(tensors: Mapping[str, Tensor], folder: Path, stem: str, max_shard_bytes: int) -> None:
     """Writes `stem`.safetensors into the folder, or shards of at most `max_shard_bytes` with their index."""
     folder.mkdir(parents=True, exist_ok=True)
+    index = folder / f"{stem}.safetensors.index.json"
+    index.unlink(missing_ok=True)  # of an earlier model, which would lead to its shards
+    before = set(folder.glob(f"{stem}*.safetensors"))
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for key, tensor in tensors.items():
@@ -203,23 +253,20 @@ def write_folder(tensors: Mapping[str, Tensor], folder: Path, stem: str, max_sha
             filled = 0
         shards[-1][key] = tensor
         filled += tensor.nbytes
-    if len(shards) == 1:
-        write_tensors(shards[0], folder / f"{stem}.safetensors")
-        return
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        name = f"{stem}{part}.safetensors"
         write_tensors(shard, folder / name)
         weight_map.update(dict.fromkeys(shard, name))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    # Last, so that a folder cut short has no index and is refused.
-    write_json(
-        {"metadata": {"total_size": total}, "weight_map": weight_map},
-        folder / f"{stem}.safetensors.index.json",
-    )
+    for stale in before - {folder / name for name in weight_map.values()}:
+        stale.unlink()
+    if len(shards) > 1:  # last, so that a folder cut short has no index and is refused
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, index)
 
 
-class _replacing:
+class replacing:
     """A temporary file in the target's folder that takes the target's place when the block succeeds."""
 
     def __init__(self, path: Path):

@@ -14,6 +14,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEm
 from .layers import Ops
 from .layouts import num_blocks
 from .prompt import CONTEXT_TOKENS, MAX_TOKENS, PREFIX_TOKENS
+from .storage import positive_number
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,28 @@ class TextEncoderConfig:
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
 
+    def __post_init__(self):
+        if (
+            min(self.num_heads, self.num_kv_heads) < 1
+            or self.num_heads % self.num_kv_heads
+            or self.head_dim % 2
+        ):
+            raise ValueError(
+                f"{self.num_heads} heads over {self.num_kv_heads} key-value heads of size {self.head_dim} "
+                "make no "
+                "language model"
+            )
+
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TextEncoderConfig":
         """The sizes that shapes tell; `config` is the config.json beside (Qwen3's, Ovis2.5's) or empty."""
         config = config.get("llm_config", config)
+        rope = config.get("rope_parameters", config) if isinstance(config, Mapping) else None
+        if not isinstance(rope, Mapping):
+            raise ValueError("the config has no Qwen3 section that can be read; download config.json again")
         vocab_size, hidden_size = shapes["model.embed_tokens.weight"]
         layer = "model.layers.0.self_attn"
         (head_dim,) = shapes[f"{layer}.q_norm.weight"]
-        rope = config.get("rope_parameters") or config
         return cls(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
@@ -46,8 +61,8 @@ class TextEncoderConfig:
             num_kv_heads=shapes[f"{layer}.k_proj.weight"][0] // head_dim,
             head_dim=head_dim,
             intermediate_size=shapes["model.layers.0.mlp.gate_proj.weight"][0],
-            rope_theta=float(rope.get("rope_theta", cls.rope_theta)),
-            norm_eps=float(config.get("rms_norm_eps", cls.norm_eps)),
+            rope_theta=positive_number(rope, "rope_theta", cls.rope_theta),
+            norm_eps=positive_number(config, "rms_norm_eps", cls.norm_eps),
         )
 
     def to_transformers(self) -> Qwen3Config:

@@ -50,10 +50,14 @@ class TransformerConfig:
     theta: float = 10000.0
 
     def __post_init__(self):
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
+            raise ValueError(f"a hidden size of {self.hidden_size} cannot be cut into {self.num_heads} heads")
         head_dim = self.hidden_size // self.num_heads
-        if self.hidden_size % self.num_heads or sum(self.axes_dim) != head_dim:
+        even = all(type(dim) is int and dim > 0 and dim % 2 == 0 for dim in self.axes_dim)
+        if not even or len(self.axes_dim) != 3 or sum(self.axes_dim) != head_dim:
             raise ValueError(
-                f"rotary dimensions {self.axes_dim} must add up to the head size, but hidden_size "
+                f"rotary dimensions {self.axes_dim} must be three even numbers that add up to the head size, "
+                "but hidden_size "
                 f"{self.hidden_size} over {self.num_heads} heads gives {head_dim}; correct the model's "
                 "config"
             )
@@ -72,7 +76,7 @@ class TransformerConfig:
             depth_single_blocks=num_blocks(shapes, "single_blocks"),
             context_dim=shapes["txt_in.weight"][1],
             mlp_size=shapes["double_blocks.0.img_mlp.up_proj.weight"][0],
-            axes_dim=tuple(axes_dim),
+            axes_dim=tuple(axes_dim) if isinstance(axes_dim, list | tuple) else (axes_dim,),
         )
 
     def to_diffusers(self) -> dict:
@@ -128,9 +132,8 @@ class OvisImageTransformer(nn.Module):
         img = self.img_in(pack_latents(padded))  # (B, L, D)
         txt = self.txt_in(self.txt_norm(context))  # (B, L, D)
         vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(img.dtype))  # (B, D)
-        pe = self.pe_embedder(torch.cat((text_ids(txt.shape[1]), image_ids(even_height, even_width)))).to(
-            img.device
-        )
+        ids = torch.cat((text_ids(txt.shape[1]), image_ids(even_height, even_width)))
+        pe = self.pe_embedder(ids, img.device)
 
         for block in self.double_blocks:
             img, txt = block(img, txt, vec, pe, attention)

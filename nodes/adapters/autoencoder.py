@@ -8,6 +8,7 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor
 
 from ...ovis_core.autoencoder import Autoencoder, AutoencoderConfig
@@ -18,6 +19,8 @@ from .checks import check_finite
 # Bytes of activations per image pixel and byte of dtype, ComfyUI's own estimates for this architecture.
 ENCODE_BYTES = 1767
 DECODE_BYTES = 2178
+MIN_TILE = 64  # image pixels
+AMD_FACTOR = 2.73
 
 
 class OvisImageVAE(comfy.sd.VAE):
@@ -44,9 +47,8 @@ class OvisImageVAE(comfy.sd.VAE):
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype = comfy.model_management.vae_dtype(self.device, self.working_dtypes)
-        self.first_stage_model = Autoencoder(
-            config, comfy.ops.disable_weight_init, dtype=self.vae_dtype
-        ).eval()
+        network = Autoencoder(config, comfy.ops.disable_weight_init, _attention, dtype=self.vae_dtype)
+        self.first_stage_model = network.eval()
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         patcher_class = (
             comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
@@ -61,11 +63,22 @@ class OvisImageVAE(comfy.sd.VAE):
 
     def memory_used_encode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
         """Bytes that encoding an image (B, 3, height, width) takes, one of the batch at a time."""
-        return ENCODE_BYTES * shape[2] * shape[3] * comfy.model_management.dtype_size(dtype)
+        return _memory(ENCODE_BYTES, shape[2] * shape[3], dtype)
 
     def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
         """Bytes that decoding latents (B, C, H, W) takes, one of the batch at a time."""
-        return DECODE_BYTES * shape[2] * shape[3] * VAE_FACTOR**2 * comfy.model_management.dtype_size(dtype)
+        return _memory(DECODE_BYTES, shape[2] * shape[3] * VAE_FACTOR**2, dtype)
+
+
+def _memory(bytes_per_pixel: int, num_pixels: int, dtype: torch.dtype) -> float:
+    factor = AMD_FACTOR if comfy.model_management.is_amd() else 1.0
+    return bytes_per_pixel * num_pixels * comfy.model_management.dtype_size(dtype) * factor
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """ComfyUI's attention for autoencoders, which slices when memory is short: (B, 1, L, C) -> (B, L, C)."""
+    images = (tensor[:, 0].transpose(1, 2)[..., None] for tensor in (q, k, v))  # (B, C, L, 1)
+    return vae_attention()(*images)[..., 0].transpose(1, 2)
 
 
 def load_autoencoder(path: Path, disable_dynamic: bool = False) -> OvisImageVAE:
@@ -102,7 +115,7 @@ def decode(vae: comfy.sd.VAE, samples: Tensor, tile_size: int) -> Tensor:
             f"the latent has the shape {[*samples.shape]}, this VAE decodes [batch, {vae.latent_channels}, "
             "height, width]; connect the latent of the model that the VAE belongs to"
         )
-    check_finite(samples, "the latent")
+    check_finite(samples, "the latent", "make it again")
     if not tile_size:
         return vae.decode(samples)
     tile, overlap = _tiling(tile_size, vae.spacial_compression_decode())
@@ -124,7 +137,7 @@ def encode(vae: comfy.sd.VAE, pixels: Tensor, tile_size: int) -> Tensor:
             f"the image has the shape {[*pixels.shape]}, this VAE encodes [batch, height, width, 3] of at "
             f"least {VAE_FACTOR} pixels a side; connect a larger picture in colour"
         )
-    check_finite(pixels, "the image")
+    check_finite(pixels, "the image", "use another picture")
     if not tile_size:
         return vae.encode(pixels)
     tile, overlap = _tiling(tile_size, 1)
@@ -133,4 +146,5 @@ def encode(vae: comfy.sd.VAE, pixels: Tensor, tile_size: int) -> Tensor:
 
 def _tiling(tile_size: int, unit: int) -> tuple[int, int]:
     """Tile and overlap in `unit` pixels; tiles overlap by 64 pixels, or a quarter when they are small."""
+    tile_size = max(tile_size, MIN_TILE)
     return tile_size // unit, min(64, tile_size // 4) // unit

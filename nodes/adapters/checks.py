@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 
 
-def check_finite(tensor: Tensor, what: str) -> None:
+def check_finite(tensor: Tensor, what: str, advice: str) -> None:
     """Raises ValueError for NaN or infinity, which would otherwise end as a black picture."""
     if not torch.isfinite(tensor.float().sum()):
-        raise ValueError(
-            f"{what} holds NaN or infinite values; try weight_dtype bf16 or fp32, a LoRA less, or another "
-            "sampler"
-        )
+        raise ValueError(f"{what} holds NaN or infinite values; {advice}")

@@ -28,6 +28,9 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 
+# How ComfyUI's mixed-precision layers are told what a weight is.
+FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+
 
 class ComfyTransformer(OvisImageTransformer):
     """The transformer with the arguments that ComfyUI gives a diffusion model."""
@@ -107,7 +110,9 @@ def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, di
     Raises ValueError as `ovis_core.checkpoint.open_checkpoint` does.
     """
     checkpoint = open_checkpoint(path, TRANSFORMER)
-    state = checkpoint.read(comfy.utils.load_torch_file, keep_scales=weight_dtype is None)
+    keep_scales = weight_dtype in (None, torch.float8_e4m3fn)
+    state = checkpoint.read(comfy.utils.load_torch_file, keep_scales)
+    state, _ = comfy.utils.convert_old_quants(state, metadata={})
     model_config = OvisImageModelConfig({"config": checkpoint.config})
     _choose_dtypes(model_config, state, weight_dtype)
     model = OvisImageModel(model_config)
@@ -133,10 +138,8 @@ def _choose_dtypes(
     supported = model_config.supported_inference_dtypes
     scaled = [key.removesuffix(".weight_scale") for key in state if key.endswith(".weight_scale")]
     if scaled:
-        for layer in scaled:
-            state[f"{layer}.comfy_quant"] = torch.tensor(
-                list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8
-            )
+        for layer in scaled:  # the newest files name the format in their metadata alone
+            state.setdefault(f"{layer}.comfy_quant", FP8_SCALED)
         model_config.quant_config = {"mixed_ops": True}
         storage = comfy.model_management.unet_dtype(supported_dtypes=supported)
         compute = comfy.model_management.unet_manual_cast(None, device, supported)

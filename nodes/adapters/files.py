@@ -1,6 +1,5 @@
 """Which files and folders ComfyUI's model folders offer for each part, and where a chosen name lies."""
 
-import os
 import re
 from pathlib import Path
 
@@ -16,7 +15,8 @@ FOLDER_KINDS = {
 }
 PIPELINES = "diffusers"
 EXTENSIONS = (".safetensors", ".sft")
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+# Files that stand for the folder they lie in: shards, and what diffusers and transformers call a single file.
+FOLDER_FILE = re.compile(r"(-\d{5}-of-\d{5}|(^|[/\\])(model|diffusion_pytorch_model))\.safetensors$")
 
 
 def model_names() -> list[str]:
@@ -49,21 +49,17 @@ def _paths(part: Part) -> dict[str, Path]:
     files: dict[str, Path] = {}
     folders: dict[str, Path] = {}
     for name in folder_paths.get_filename_list(kind):
-        if not name.lower().endswith(EXTENSIONS):
+        # A name that is no text cannot be sent to the editor.
+        if not name.lower().endswith(EXTENSIONS) or not name.isprintable():
             continue
         path = Path(folder_paths.get_full_path(kind, name) or "")
-        relative = Path(name).parent
-        if relative != Path() and (SHARD.search(name) or _describes_model(path.parent)):
-            folders.setdefault(relative.as_posix() + "/", path.parent)
+        parent = Path(name).parent
+        if parent != Path() and FOLDER_FILE.search(name):
+            folders.setdefault(parent.as_posix() + "/", path.parent)
         else:
             files[name] = path
     for root in map(Path, folder_paths.get_folder_paths(PIPELINES)):
-        for folder, subfolders, _ in os.walk(root, followlinks=True):
-            if part.subfolder in subfolders:
-                folders.setdefault(Path(folder).relative_to(root).as_posix() + "/", Path(folder))
-                subfolders.clear()
+        for pattern in (f"*/{part.subfolder}", f"*/*/{part.subfolder}"):
+            for found in root.glob(pattern):
+                folders.setdefault(found.parent.relative_to(root).as_posix() + "/", found.parent)
     return {**files, **dict(sorted(folders.items()))}
-
-
-def _describes_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or any(folder.glob("*.safetensors.index.json"))

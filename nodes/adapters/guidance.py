@@ -1,5 +1,7 @@
 """The core's guidance as a ComfyUI guider: GUIDER."""
 
+import math
+
 import comfy.model_sampling
 import comfy.samplers
 from torch import Tensor
@@ -20,6 +22,8 @@ class FlowGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         self.guidance = guidance
         self.set_cfg(guidance.cfg)
+        if not math.isfinite(guidance.cfg):
+            raise ValueError(f"cfg must be a number, got {guidance.cfg}")
         if negative is None and guidance.cfg != 1.0:
             raise ValueError(
                 f"cfg {guidance.cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with "
@@ -32,7 +36,9 @@ class FlowGuider(comfy.samplers.CFGGuider):
             )
         for conditioning, name in ((positive, "positive"), (negative, "negative")):
             for states, _ in conditioning or ():
-                check_finite(states, f"the {name} conditioning")
+                check_finite(
+                    states, f"the {name} conditioning", "encode the prompt again, with another dtype"
+                )
         if guidance.cfg == 1.0:
             self.inner_set_conds({"positive": positive})
         else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ovis_core.latents import num_image_tokens
-from ...ovis_core.sampling import flow_sigmas, reference_noise
+from ...ovis_core.sampling import flow_sigmas, reference_noise, total_steps
 from .checks import check_finite
 
 SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if name != "euler")]
@@ -34,7 +34,7 @@ def fit_latent(model, latent: dict) -> Tensor:
             f"the latent has {samples.shape[1]} channels, this model takes {channels}; make it with "
             "Ovis-Image Empty Latent, or encode the picture with Ovis-Image's VAE"
         )
-    check_finite(samples, "the latent")
+    check_finite(samples, "the latent", "make it again")
     return samples
 
 
@@ -51,9 +51,8 @@ def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
         return flow_sigmas(steps, num_image_tokens(*samples.shape[-2:]), denoise)
     if denoise == 0.0:
         return torch.zeros(0)
-    return comfy.samplers.calculate_sigmas(model_sampling, "simple", int(steps / denoise)).cpu()[
-        -(steps + 1) :
-    ]
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", total_steps(steps, denoise))
+    return sigmas.cpu()[-(steps + 1) :]
 
 
 def make_noise(samples: Tensor, latent: dict, seed: int, kind: str) -> Tensor:
@@ -75,7 +74,8 @@ def sample(
     preview = latent_preview.prepare_callback(model, steps)
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
-        check_finite(denoised, f"step {step + 1} of {total_steps} (in {model.model.get_dtype_inference()})")
+        where = f"step {step + 1} of {total_steps} (in {model.model.get_dtype_inference()})"
+        check_finite(denoised, where, "try weight_dtype bf16 or fp32, a LoRA less, or another sampler")
         preview(step, denoised, x, total_steps)
 
     result = guider.sample(

@@ -85,7 +85,7 @@ class ComfyTextEncoder(TextEncoder):
 
     def set_clip_options(self, options: dict) -> None:
         self.execution_device = options.get("execution_device", self.execution_device)
-        if options.get("layer") is not None:
+        if options.get("layer") not in (None, -1):
             raise ValueError(
                 "Ovis-Image takes its text encoder's last layer: remove the CLIP Set Last Layer node"
             )

@@ -66,14 +66,15 @@ def test_velocity_equals_comfyuis_flux(model, native, size, batch):
 
 
 @pytest.mark.parametrize("size", SIZES[:4])
-def test_bfloat16_is_no_further_from_float32_than_comfyuis_flux(pack, comfyui, models, model, size):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bfloat16_is_no_further_from_float32_than_comfyuis_flux(pack, comfyui, models, model, size, batch):
     import comfy.sd
 
     folder, names = models
     path = folder / "diffusion_models" / names["model_name"]
     ours = pack("nodes.adapters.diffusion_model").load_diffusion_model(path, torch.bfloat16)
     theirs = comfy.sd.load_diffusion_model(str(path), {"dtype": torch.bfloat16})
-    x, sigma, context = inputs(3, *size)
+    x, sigma, context = inputs(batch, *size)
     with torch.no_grad():
         exact = model.model.diffusion_model(x, sigma, context)
         args = x.bfloat16(), sigma, context.bfloat16()
@@ -151,6 +152,8 @@ def test_clip_conveniences(clip, caplog):
     assert "284 of 284 tokens; 155 more were cut off" in caplog.text
     assert clip.tokenizer.report("") == "39 of 284 tokens"
     copy = clip.clone()
+    copy.clip_layer(-1)
+    copy.encode_from_tokens(copy.tokenize("x"))
     copy.clip_layer(-2)
     with pytest.raises(ValueError, match="remove the CLIP Set Last Layer node"):
         copy.encode_from_tokens(copy.tokenize("x"))
@@ -171,6 +174,7 @@ def test_vae_has_everything_that_comfyuis_has(vae, comfyui, tmp_path):
             assert ours == value or name == "size", name
     shape = (1, 16, 128, 128)
     assert vae.memory_used_decode(shape, torch.bfloat16) == stock.memory_used_decode(shape, torch.bfloat16)
+    assert vae.memory_used_encode(shape, torch.bfloat16) == stock.memory_used_encode(shape, torch.bfloat16)
     image = torch.rand(1, 64, 64, 3)
     assert vae.encode(image).shape == stock.encode(image).shape == (1, 16, 8, 8)
 
@@ -192,6 +196,7 @@ def test_tiles_are_close_to_the_whole(vae, pack):
     assert whole.shape == tiled.shape == (1, 512, 384, 3)
     # The random network's middle attention sees all of the picture, a tile's only the tile.
     assert (whole - tiled).abs().mean() < 0.1
+    assert adapter.decode(vae, latents[..., :8, :8], 1).shape == (1, 64, 64, 3)  # the least is 64
     image = torch.rand(1, 256, 256, 3)
     assert adapter.encode(vae, image, 128).shape == adapter.encode(vae, image, 0).shape == (1, 16, 32, 32)
 
@@ -216,34 +221,51 @@ def test_weight_dtypes(pack, models, model, dtype, expected):
     assert error <= bound
 
 
-def test_scaled_fp8_stays_fp8_and_equals_its_weights_multiplied_out(pack, models, tmp_path):
-    from safetensors.torch import load_file, save_file
+def scaled_fp8_file(path, state, mark, input_scale):
+    """A file as ComfyUI's fp8 conversions have them -> its weights multiplied out."""
+    from safetensors.torch import save_file
 
-    folder, names = models
-    state = load_file(folder / "diffusion_models" / names["model_name"])
-    scaled, plain = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, {}
+    scaled, plain = {"scaled_fp8": torch.zeros(mark, dtype=torch.float8_e4m3fn)}, {}
     for key, tensor in state.items():
+        scaled[key] = plain[key] = tensor
         if tensor.ndim == 2 and "blocks" in key:
             scale = tensor.abs().max() / 448
             scaled[key] = (tensor / scale).to(torch.float8_e4m3fn)
             scaled[f"{key.removesuffix('weight')}scale_weight"] = scale
+            scaled[f"{key.removesuffix('weight')}scale_input"] = torch.tensor(input_scale)
             plain[key] = scaled[key].float() * scale
-        else:
-            scaled[key] = plain[key] = tensor
-    save_file(scaled, tmp_path / "scaled.safetensors")
+    save_file(scaled, path)
+    return plain
+
+
+@pytest.mark.parametrize(("mark", "input_scale"), [(2, 1.0), (0, 0.5), (0, 1.0)])
+@pytest.mark.parametrize("weight_dtype", [None, torch.float8_e4m3fn])
+def test_scaled_fp8_stays_fp8_as_in_comfyui(pack, comfyui, models, tmp_path, mark, input_scale, weight_dtype):
+    import comfy.sd
+    from safetensors.torch import load_file, save_file
+
+    folder, names = models
+    state = load_file(folder / "diffusion_models" / names["model_name"])
+    plain = scaled_fp8_file(tmp_path / "scaled.safetensors", state, mark, input_scale)
     save_file(plain, tmp_path / "plain.safetensors")
     load = pack("nodes.adapters.diffusion_model").load_diffusion_model
-    ours, reference = load(tmp_path / "scaled.safetensors"), load(tmp_path / "plain.safetensors")
-    weight = ours.model.diffusion_model.double_blocks[0].img_attn.qkv.weight
-    assert (
-        weight.dtype == torch.float8_e4m3fn
-        or "Quantized" in type(weight).__name__ + type(weight.data).__name__
-    )
+    ours = load(tmp_path / "scaled.safetensors", weight_dtype)
+    reference = load(tmp_path / "plain.safetensors")
+    stock = comfy.sd.load_diffusion_model(str(tmp_path / "scaled.safetensors"))
+    for path in ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear2"):
+        layer, peer = (m.model.diffusion_model.get_submodule(path) for m in (ours, stock))
+        assert "Quantized" in type(layer.weight.data).__name__
+        assert layer._full_precision_mm_config == peer._full_precision_mm_config == (mark == 2)
+        scales = [getattr(m, "input_scale", None) for m in (layer, peer)]
+        assert (scales[0] is None) == (scales[1] is None) == (input_scale == 1.0)
+        assert scales[0] is None or scales[0] == scales[1] == input_scale
+        assert torch.equal(layer.weight.dequantize(), peer.weight.dequantize())
     assert ours.model_size() < 0.5 * reference.model_size()
     x, sigma, context = inputs(1, 16, 16)
     with torch.no_grad():
         result = ours.model.diffusion_model(x, sigma, context)
         assert distance(result, reference.model.diffusion_model(x, sigma, context)) < 0.05
+        assert distance(result, stock.model.diffusion_model(x.clone(), sigma, context)) <= 1e-5
 
 
 def test_a_text_encoder_without_tokenizer_uses_comfyuis(clip):
@@ -280,3 +302,32 @@ def test_a_stock_lora_patches_our_weights(model, comfyui):
         patched.unpatch_model()
     for name, weight in weights.items():
         assert torch.equal(model.model.get_submodule(f"diffusion_model.{name}").weight, weight)
+
+
+def test_what_the_loader_lists(pack, comfyui, monkeypatch, tmp_path):
+    import folder_paths
+
+    files = pack("nodes.adapters.files")
+    core = pack("ovis_core.checkpoint")
+    root, pipelines = tmp_path / "diffusion_models", tmp_path / "diffusers"
+    for name in (
+        *("one.safetensors", "two.ckpt", "sub/a.safetensors", "sub/b.safetensors", "sub/config.json"),
+        *("sharded/model-00001-of-00002.safetensors", "sharded/model-00002-of-00002.safetensors"),
+        *("own/diffusion_pytorch_model.safetensors", "model.safetensors"),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name in ("whole/transformer", "nested/whole/transformer", "other/vae"):
+        (pipelines / name).mkdir(parents=True)
+    folders = {
+        "diffusion_models": ([str(root)], {".safetensors", ".ckpt"}),
+        "diffusers": ([str(pipelines)], ["folder"]),
+    }
+    monkeypatch.setattr(
+        folder_paths, "folder_names_and_paths", {**folder_paths.folder_names_and_paths, **folders}
+    )
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    expected = ["model.safetensors", "one.safetensors", "sub/a.safetensors", "sub/b.safetensors"]
+    assert files.model_names() == [*expected, "nested/whole/", "own/", "sharded/", "whole/"]
+    assert files.path_of(core.TRANSFORMER, "nested/whole/") == pipelines / "nested" / "whole"
+    assert files.path_of(core.TRANSFORMER, "sub/a.safetensors") == root / "sub" / "a.safetensors"

@@ -22,6 +22,10 @@ def files(server):
     save_file({k: v for k, v in state.items() if k != "img_in.bias"}, folder / "missing.safetensors")
     save_file(state | {"img_in.bias": torch.ones(3)}, folder / "shape.safetensors")
     save_file(state | {"img_in.bias": torch.full((256,), float("nan"))}, folder / "nan.safetensors")
+    save_file(state | {"zz": torch.ones(1)}, folder / "surrogate.safetensors")
+    content = (folder / "surrogate.safetensors").read_bytes().replace(b'"zz"', b'"\\ud800"', 1)
+    length = int.from_bytes(content[:8], "little") + 4
+    (folder / "surrogate.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
     (folder / "pickle.safetensors").write_bytes(b"PK\x03\x04 and so on")
     shutil.copy(models / "text_encoders" / "ovis_2.5_tiny.safetensors", folder / "text_encoder.safetensors")
     shards = models / "diffusers" / "Ovis-Image-tiny" / "transformer"
@@ -64,6 +68,7 @@ def check(server, workflow, node: str, *fragments: str) -> None:
         ("missing.safetensors", ["1 tensors are missing, first img_in.bias"]),
         ("shape.safetensors", ["has the shape [3] where img_in.bias should have the shape [256]"]),
         ("nan.safetensors", ["img_in.bias in nan.safetensors holds 256 values that are NaN"]),
+        ("surrogate.safetensors", [r"has a tensor with the name '\ud800'"]),
         ("pickle.safetensors", ["a PyTorch pickle", "convert it to safetensors"]),
         ("text_encoder.safetensors", ["looks like an Ovis2.5 or Qwen3 text encoder, not like an Ovis-Image"]),
         ("no_index/", ["the folder no_index holds", "one index is needed", "model.safetensors.index.json"]),
@@ -156,7 +161,7 @@ def test_numbers_out_of_range(server, field, value):
     status, _ = server.post("/prompt", {"prompt": workflow})
     if status == 200:  # NaN passes ComfyUI's own check
         error = server.fail(workflow)
-        assert "nan" in error["exception_message"].lower()
+        assert f"{field} must" in error["exception_message"]
     else:
         assert status == 400
     server.run(server.graph(steps=1))
@@ -181,15 +186,12 @@ def test_what_the_model_cannot_take_is_refused_with_a_sentence(pack):
 
 def test_interrupt_stops_within_a_step_and_the_queue_goes_on(server):
     expected = server.latent(server.graph(seed=9), "5")
-    workflow = server.graph(steps=200, seed=9)
+    workflow = server.graph(steps=10_000, seed=9)  # an hour, were it not interrupted
     workflow["4"]["inputs"].update(width=256, height=256)
     prompt_id = server.process.queue(workflow)
     while not any(item[1] == prompt_id for item in server.get("/queue")["queue_running"]):
         time.sleep(0.05)
-    time.sleep(2)
-    start = time.monotonic()
     server.process.request("/interrupt", b"{}")
     entry = server.process.wait(prompt_id)
-    assert time.monotonic() - start < 5
     assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
     assert torch.equal(server.latent(server.graph(seed=9), "5"), expected)

@@ -20,7 +20,7 @@ def diffusers_latents(pipeline, noise, steps=STEPS, cfg=5.0):
     """The pipeline's latents as ComfyUI has them: not normalized."""
     height, width = noise.shape[-2:]
     tokens = pipeline(
-        prompt=PROMPT,
+        prompt=[PROMPT] * len(noise),
         height=height * 8,
         width=width * 8,
         num_inference_steps=steps,
@@ -65,13 +65,13 @@ def with_stock_sampler(workflow, **guidance):
     return stock
 
 
-@pytest.mark.parametrize(("width", "height"), [(128, 128), (336, 192), (128, 512)])
-@pytest.mark.parametrize("noise", ["comfyui", "reference"])
-def test_the_whole_pipeline_equals_diffusers(server, diffusers_pipeline, width, height, noise):
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (336, 192), (128, 512), (512, 128)])
+@pytest.mark.parametrize(("noise", "batch"), [("comfyui", 1), ("reference", 1), ("comfyui", 3)])
+def test_the_whole_pipeline_equals_diffusers(server, diffusers_pipeline, width, height, noise, batch):
     workflow = server.graph(steps=STEPS, cfg=5.0, seed=11, noise=noise)
     workflow["2"]["inputs"]["text"] = PROMPT
-    workflow["4"]["inputs"].update(width=width, height=height)
-    shape = (1, 16, height // 8, width // 8)
+    workflow["4"]["inputs"].update(width=width, height=height, batch_size=batch)
+    shape = (batch, 16, height // 8, width // 8)
     start = comfy_noise(shape, 11) if noise == "comfyui" else reference_noise(shape, 11).float()
     expected = diffusers_latents(diffusers_pipeline, start)
     assert expected.std() > 0.1

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ovis_core import export
 from ovis_core.autoencoder import AutoencoderConfig
 from ovis_core.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, check_fit, open_checkpoint
 from ovis_core.layouts import looks_like
+from ovis_core.storage import model_files, read_headers
 from ovis_core.text_encoder import TextEncoderConfig
 from ovis_core.transformer import TransformerConfig
 
@@ -153,7 +155,9 @@ def test_scaled_fp8_is_multiplied_out(tmp_path, parts, saved, ends, layout):
     kept = ours.read(keep_scales=True)
     if layout == "comfyui":
         assert kept["img_in.weight"].dtype == torch.float8_e4m3fn
-        assert kept["img_in.weight_scale"].item() > 0
+        assert kept[f"img_in.{ends[0]}"].item() > 0
+        assert kept[f"img_in.{ends[1]}"].item() == 1
+        assert kept["scaled_fp8"].numel() == 2
     else:  # fused rows have several scales, so nothing can be kept
         assert kept.keys() == state.keys()
 
@@ -284,3 +288,130 @@ def test_a_file_replaced_while_reading_is_refused(saved, tmp_path):
 
     with pytest.raises(ValueError, match="changed while it was being read"):
         checkpoint.read(load)
+
+
+@pytest.mark.parametrize(("part", "layout"), LAYOUTS)
+def test_any_wrong_shape_is_a_sentence_with_the_files_name(saved, tmp_path, part, layout):
+    """Every tensor in turn with every odd shape: a ValueError that names the file, and nothing else."""
+    infos = read_headers(model_files(saved[part, layout]))
+    path = tmp_path / "odd.safetensors"
+
+    def write(shapes):
+        header, position = {}, 0
+        for key, shape in shapes.items():
+            end = position + 4 * math.prod(shape)
+            header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [position, end]}
+            position = end
+        raw = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(raw)) + raw)
+            file.truncate(8 + len(raw) + position)
+
+    shapes = {key: list(info.shape) for key, info in infos.items()}
+    write(shapes)
+    open_checkpoint(path, PARTS[part])
+    sound = open_checkpoint(saved[part, layout], PARTS[part]).config
+    for key in list(shapes)[:: 1 + len(shapes) // 50]:
+        shape = shapes[key]
+        odd_shapes = (
+            [],
+            [7],
+            [7, 7],
+            [1, 1],
+            [0],
+            [3, 3, 3],
+            [7, 7, 1, 1],
+            [*shape, 1],
+            [shape[0] + 1, *shape[1:]],
+        )
+        for odd in (odd for odd in odd_shapes if odd != shape):
+            write({**shapes, key: odd})
+            message = ""
+            try:  # a size that is free, such as the number of words, is another model and no fault
+                assert open_checkpoint(path, PARTS[part]).config != sound, (key, odd)
+            except ValueError as error:
+                message = str(error)
+            assert not message or "odd.safetensors" in message, (key, odd, message)
+
+
+@pytest.mark.parametrize(
+    "name", ["zz\ud800", "two\nlines", "x" * 513, "tab\t", "double_blocks.999999999.img_mlp.gate_proj.weight"]
+)
+def test_hostile_tensor_names_never_reach_a_message(saved, tmp_path, name):
+    shapes = {"double_blocks.0.img_mlp.gate_proj.weight": [2, 2], name: [2, 2]}
+    header, position = {}, 0
+    for key, shape in shapes.items():
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [position, position + 16]}
+        position += 16
+    raw = json.dumps(header).encode()
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * position)
+    with pytest.raises(ValueError, match="hostile.safetensors|only 2 tensors") as error:
+        open_checkpoint(path, TRANSFORMER)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
+CONFIGS = [
+    ("text_encoder", {"llm_config": None}),
+    ("text_encoder", {"rope_parameters": 5}),
+    ("text_encoder", {"rope_theta": None}),
+    ("text_encoder", {"rope_theta": -1}),
+    ("text_encoder", {"rope_theta": 10**400}),
+    ("text_encoder", {"rms_norm_eps": float("nan")}),
+    ("transformer", {"axes_dims_rope": 5}),
+    ("transformer", {"axes_dims_rope": [-16, 80, 64]}),
+    ("transformer", {"axes_dims_rope": [16, 56, 28, 28]}),
+    ("transformer", {"axes_dims_rope": [15, 57, 56]}),
+    ("transformer", {"axes_dims_rope": ["a", "b", "c"]}),
+]
+
+
+@pytest.mark.parametrize(("part", "config"), CONFIGS)
+def test_nonsense_in_a_config_is_refused(saved, tmp_path, part, config):
+    folder = tmp_path / "model"
+    shutil.copytree(saved[part, "diffusers"], folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"model is an? .*, but"):
+        open_checkpoint(folder, PARTS[part])
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no valid JSON"):
+        open_checkpoint(folder, PARTS[part])
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 0.0, -1.0])
+@pytest.mark.parametrize("keep_scales", [True, False])
+def test_scales_must_be_positive_numbers(saved, tmp_path, scale, keep_scales):
+    def change(state):
+        state["img_in.weight"] = state["img_in.weight"].to(torch.float8_e4m3fn)
+        state["img_in.scale_weight"] = torch.tensor(scale)
+
+    checkpoint = open_checkpoint(broken(saved, tmp_path, change), TRANSFORMER)
+    with pytest.raises(ValueError, match="img_in.weight"):
+        checkpoint.read(keep_scales=keep_scales)
+
+
+def test_a_full_checkpoint_gives_its_diffusion_model(saved, tmp_path, parts):
+    state = {f"model.diffusion_model.{k}": v for k, v in load_file(saved["transformer", "comfyui"]).items()}
+    state |= {
+        "first_stage_model.decoder.conv_in.weight": torch.ones(1),
+        "cond_stage_model.model.x": torch.ones(1),
+    }
+    save_file(state, tmp_path / "full.safetensors")
+    read = open_checkpoint(tmp_path / "full.safetensors", TRANSFORMER).read()
+    assert torch.equal(read["img_in.weight"], parts[0].img_in.weight)
+
+
+def test_saving_again_leaves_nothing_of_the_old_model(tmp_path):
+    first, second = (tiny_model.tiny_parts(seed)[0] for seed in (1, 2))
+    for model, max_shard_bytes in (
+        (first, 4 * 10**6),
+        (second, 10**10),
+        (first, 4 * 10**6),
+        (second, 8 * 10**6),
+    ):
+        export.save_transformer(model, tmp_path, "diffusers", max_shard_bytes)
+        read = open_checkpoint(tmp_path, TRANSFORMER).read()
+        assert torch.equal(read["img_in.weight"], model.img_in.weight)
+        listed = {file.name for file in model_files(tmp_path)}
+        assert {file.name for file in tmp_path.glob("*.safetensors")} == listed

@@ -19,13 +19,14 @@ def pipeline(diffusers_folder):
     return load_pipeline(diffusers_folder)
 
 
-@pytest.mark.parametrize("size", [(128, 128), (192, 336), (512, 128)])
-def test_latents_and_image_equal_diffusers(pipeline, diffusers_pipeline, size):
+@pytest.mark.parametrize("size", [(128, 128), (192, 336), (128, 512), (512, 128)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_latents_and_image_equal_diffusers(pipeline, diffusers_pipeline, size, batch):
     height, width = size
-    noise = reference_noise((1, 16, height // 8, width // 8), 7).float()
+    noise = reference_noise((batch, 16, height // 8, width // 8), 7).float()
     ours = pipeline.sample(PROMPT, "", width, height, 8, 5.0, 0, "euler", noise)
     arguments = {
-        "prompt": PROMPT,
+        "prompt": [PROMPT] * batch,
         "height": height,
         "width": width,
         "num_inference_steps": 8,
@@ -38,7 +39,7 @@ def test_latents_and_image_equal_diffusers(pipeline, diffusers_pipeline, size):
 
     image = pipeline(PROMPT, width=width, height=height, steps=8, noise=noise)
     expected = diffusers_pipeline(**arguments, latents=pack_latents(noise), output_type="pt").images
-    assert image.shape == expected.shape == (1, 3, height, width)
+    assert image.shape == expected.shape == (batch, 3, height, width)
     assert (image - expected).abs().max() <= 1 / 255
     decoded = pipeline.autoencoder.decode(denormalize(ours)) / 2 + 0.5
     assert torch.equal(image, decoded.clamp(0, 1))
@@ -93,3 +94,27 @@ def test_command_line_says_what_is_missing(tmp_path):
     assert done.returncode == 1
     assert "0 entries for the" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--width", "8"], "too small"),
+        (["--prompt", "a" * 100_001], "at most 100000"),
+        (["--out", "missing/folder/x.png"], "the folder of --out does not exist"),
+    ],
+)
+def test_command_line_refuses_in_a_sentence(diffusers_folder, tmp_path, options, message):
+    command = [sys.executable, "-m", "ovis_core", "--model", str(diffusers_folder), "--prompt", "x"]
+    command += ["--out", str(tmp_path / "x.png"), *options]
+    done = subprocess.run(command, cwd=tiny_model.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_past_the_budget_is_told(pipeline, caplog):
+    pipeline("word " * 400, width=32, height=32, steps=1)
+    assert "the prompt is 155 tokens too long" in caplog.text
