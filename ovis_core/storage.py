@@ -179,7 +179,7 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 def check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raises ValueError when a folder's index, if it has one, says something else than its files do."""
+    """Raises ValueError when a folder's index says something else than its files do."""
     for index in folder.glob("*.safetensors.index.json"):
         weight_map = read_json(index)["weight_map"]
         for key in sorted({*weight_map, *tensors}):
