@@ -186,8 +186,8 @@ def check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
             found = tensors[key].file.name if key in tensors else "nowhere"
             if weight_map.get(key) != found:
                 raise ValueError(
-                    f"{index.name} has {key!a} in {weight_map.get(key)!a}, but it lies in {found}; download the "
-                    "index and its files again"
+                    f"{index.name} has {key!a} in {weight_map.get(key)!a}, but it lies in {found}; download "
+                    "the index and its files again"
                 )
 
 

@@ -1,6 +1,5 @@
 """Which ComfyUI and which Python: those that COMFYUI_PATH names, else a set in the user's cache directory."""
 
-
 from __future__ import annotations
 
 import contextlib
