@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, H, L, D/H) -> (B, L, D)
+Attention = Callable[..., Tensor]  # q, k, v (B, H, L, D/H), rotary table or None -> (B, L, D)
 Ops = ModuleType | type
 NORM_EPS = 1e-6
 
 
-def sdp_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Torch's attention without a mask: (B, H, L, D/H) three times -> (B, L, D)."""
+def sdp_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None) -> Tensor:
+    """Torch's attention without a mask, q and k rotated by pe: (B, H, L, D/H) three times -> (B, L, D)."""
+    if pe is not None:
+        q, k = apply_rope(q, pe), apply_rope(k, pe)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -48,10 +50,10 @@ class DoubleStreamBlock(nn.Module):
         img_q, img_k, img_v = self.img_attn.project(modulate(self.img_norm1(img), img_shift1, img_scale1))
         txt_q, txt_k, txt_v = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_shift1, txt_scale1))
 
-        q = apply_rope(torch.cat((txt_q, img_q), dim=2), pe)  # (B, H, L, D/H)
-        k = apply_rope(torch.cat((txt_k, img_k), dim=2), pe)
+        q = torch.cat((txt_q, img_q), dim=2)  # (B, H, L, D/H)
+        k = torch.cat((txt_k, img_k), dim=2)
         v = torch.cat((txt_v, img_v), dim=2)
-        attn = attention(q, k, v)  # (B, L, D)
+        attn = attention(q, k, v, pe)  # (B, L, D)
         txt_attn, img_attn = attn[:, : txt.shape[1]], attn[:, txt.shape[1] :]
 
         img = torch.addcmul(img, img_gate1, self.img_attn.proj(img_attn))
@@ -88,7 +90,7 @@ class SingleStreamBlock(nn.Module):
 
         q, k, v = split_heads(qkv, self.num_heads)
         q, k = self.norm(q, k)
-        attn = attention(apply_rope(q, pe), apply_rope(k, pe), v)
+        attn = attention(q, k, v, pe)
 
         output = self.linear2(torch.cat((attn, functional.silu(mlp_gate) * mlp), dim=-1))
         return clip_fp16(torch.addcmul(x, gate, output))
@@ -186,7 +188,7 @@ class EmbedND(nn.Module):
         self.theta = theta
 
     def forward(self, ids: Tensor, device: torch.device) -> Tensor:
-        """ids (L, axes), whole numbers on the CPU -> float32 rotation matrices (L, D/H/2, 2, 2) on `device`.
+        """ids (L, axes), whole numbers on the CPU -> float32 rotation matrices (1, 1, L, D/H/2, 2, 2).
 
         Angles are taken in float64, since float32 loses about 1e-4 rad at the far side of a large image, and
         on the CPU, since some devices have no float64; but once for each position of an axis, not for each
@@ -200,11 +202,11 @@ class EmbedND(nn.Module):
             cos, sin = angle.cos(), angle.sin()
             table = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2)).float()
             tables.append(table.to(device)[ids[:, axis].to(device)])
-        return torch.cat(tables, dim=1)
+        return torch.cat(tables, dim=1)[None, None]
 
 
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe (L, D/H/2, 2, 2), in float32 or wider."""
+    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe, in float32 or wider."""
     pairs = x.to(torch.promote_types(x.dtype, pe.dtype)).unflatten(-1, (-1, 1, 2))
     rotated = pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]
     return rotated.flatten(-2).to(x.dtype)

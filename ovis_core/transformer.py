@@ -135,12 +135,15 @@ class OvisImageTransformer(nn.Module):
         ids = torch.cat((text_ids(txt.shape[1]), image_ids(even_height, even_width)))
         pe = self.pe_embedder(ids, img.device)
 
+        tokens = self.final_layer(self.run_blocks(img, txt, vec, pe, attention), vec)
+        return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
+
+    def run_blocks(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
+        """Image tokens (B, L, D), text tokens (B, L, D), vec (B, D) -> image tokens."""
         for block in self.double_blocks:
             img, txt = block(img, txt, vec, pe, attention)
 
         joined = torch.cat((txt, img), dim=1)  # (B, L, D), text first
         for block in self.single_blocks:
             joined = block(joined, vec, pe, attention)
-
-        tokens = self.final_layer(joined[:, txt.shape[1] :], vec)
-        return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
+        return joined[:, txt.shape[1] :]

@@ -1,6 +1,7 @@
 """The core's transformer as a ComfyUI diffusion model: MODEL."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
-from torch import Tensor
+from comfy.ldm.flux.math import attention
+from torch import Tensor, nn
 
 from ...ovis_core.checkpoint import TRANSFORMER, open_checkpoint
 from ...ovis_core.sampling import MAX_MU
@@ -30,6 +31,37 @@ WEIGHT_DTYPES = {
 
 # How ComfyUI's mixed-precision layers are told what a weight is.
 FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+
+
+class PatchedAttention:
+    """The attention seam: ComfyUI's kernel, with the patches that nodes have put before and behind it."""
+
+    def __init__(self, options: dict | None, mask: Tensor | None = None, num_text: int | None = None):
+        self.options = options or {}
+        self.mask = mask
+        self.num_text = num_text  # of a double block, whose patches are told where the image begins
+
+    def inside(self, block_type: str, index: int, total: int) -> dict:
+        """The options as a block's patches see them."""
+        return {**self.options, "block_type": block_type, "block_index": index, "total_blocks": total}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
+        """(B, H, L, D/H) three times and the rotary table -> (B, L, D)."""
+        patches = self.options.get("patches", {})
+        told = dict(self.options)
+        if self.num_text is not None:
+            told["img_slice"] = [self.num_text, q.shape[2]]
+        new = {"q": q, "k": k, "v": v, "pe": pe, "attn_mask": self.mask}
+        for patch in patches.get("attn1_patch", ()):
+            new |= patch(
+                new["q"], new["k"], new["v"], pe=new["pe"], attn_mask=new["attn_mask"], extra_options=told
+            )
+        out = attention(
+            new["q"], new["k"], new["v"], new["pe"], new["attn_mask"], transformer_options=self.options
+        )
+        for patch in patches.get("attn1_output_patch", ()):
+            out = patch(out, told)
+        return out
 
 
 class ComfyTransformer(OvisImageTransformer):
@@ -74,14 +106,50 @@ class ComfyTransformer(OvisImageTransformer):
         transformer_options=None,
         **_,
     ) -> Tensor:
-        return super().forward(x, timestep, context, partial(_attention, transformer_options))
+        return super().forward(x, timestep, context, PatchedAttention(transformer_options))
+
+    def run_blocks(
+        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: PatchedAttention
+    ) -> Tensor:
+        """The blocks, with what other nodes put in their place or around their attention, as in ComfyUI's
+        FLUX.
+        """
+        run = {"vec": vec, "pe": pe, "attn_mask": None}
+        for i, block in enumerate(self.double_blocks):
+            options = attention.inside("double", i, len(self.double_blocks))
+            out = _run_block(
+                _run_double, block, {"img": img, "txt": txt, **run, "transformer_options": options}
+            )
+            img, txt = out["img"], out["txt"]
+
+        num_text = txt.shape[1]
+        img = torch.cat((txt, img), dim=1)
+        for i, block in enumerate(self.single_blocks):
+            options = attention.inside("single", i, len(self.single_blocks))
+            options["img_slice"] = [num_text, img.shape[1]]
+            img = _run_block(_run_single, block, {"img": img, **run, "transformer_options": options})["img"]
+        return img[:, num_text:]
 
 
-def _attention(transformer_options: dict, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """ComfyUI's choice of attention kernel: (B, H, L, D/H) three times -> (B, L, D)."""
-    return optimized_attention(
-        q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options
-    )
+def _run_block(run: Callable, block: nn.Module, args: dict) -> dict:
+    """Runs a block, or what a node has put in its place (`patches_replace`)."""
+    options = args["transformer_options"]
+    name = (f"{options['block_type']}_block", options["block_index"])
+    replacement = options.get("patches_replace", {}).get("dit", {}).get(name)
+    if replacement is None:
+        return run(block, args)
+    return replacement(args, {"original_block": partial(run, block)})
+
+
+def _run_double(block: nn.Module, args: dict) -> dict:
+    attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"), args["txt"].shape[1])
+    img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], attention)
+    return {"img": img, "txt": txt}
+
+
+def _run_single(block: nn.Module, args: dict) -> dict:
+    attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"))
+    return {"img": block(args["img"], args["vec"], args["pe"], attention)}
 
 
 class OvisImageModelConfig(comfy.supported_models_base.BASE):
