@@ -3,11 +3,13 @@
 from .conditioning import OvisImageTextEncode
 from .latents import OvisImageEmptyLatent
 from .loaders import OvisImageLoader
+from .lora import OvisImageLoraConvert, OvisImageLoraLoader
 from .sampling import OvisImageGuider, OvisImageSampler, OvisImageScheduler
 from .vae import OvisImageVAEDecode, OvisImageVAEEncode
 
 NODES = [
     OvisImageLoader,
+    OvisImageLoraLoader,
     OvisImageTextEncode,
     OvisImageEmptyLatent,
     OvisImageScheduler,
@@ -15,4 +17,5 @@ NODES = [
     OvisImageSampler,
     OvisImageVAEDecode,
     OvisImageVAEEncode,
+    OvisImageLoraConvert,
 ]

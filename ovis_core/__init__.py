@@ -10,8 +10,8 @@
 | latents -> image           | `autoencoder`           | -> (B, 3, 8H, 8W)                              |
 
 `checkpoint` reads the published files, `export` writes them (`layouts` knows their names, `storage` their
-bytes); `pipeline` is all of it in one function. Nothing here imports ComfyUI, downloads, moves tensors
-between devices or reads the environment.
+bytes); `lora` and `lora_export` do so for LoRAs; `pipeline` is all of it in one function. Nothing here
+imports ComfyUI, downloads, moves tensors between devices or reads the environment.
 """
 
 from .autoencoder import Autoencoder, AutoencoderConfig

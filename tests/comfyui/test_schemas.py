@@ -13,6 +13,7 @@ import pytest
 GOLDEN = Path(__file__).parents[1] / "data" / "schemas.json"
 CONTRACT = {
     "OvisImageLoader": ["model_name", "text_encoder_name", "vae_name", "weight_dtype"],
+    "OvisImageLoraLoader": ["model", "lora_name", "strength_model"],
     "OvisImageTextEncode": ["clip", "text"],
     "OvisImageEmptyLatent": ["aspect_ratio", "width", "height", "batch_size"],
     "OvisImageScheduler": ["model", "latent_image", "steps", "denoise"],
@@ -36,6 +37,7 @@ CONTRACT = {
     ],
     "OvisImageVAEDecode": ["samples", "vae", "tile_size"],
     "OvisImageVAEEncode": ["pixels", "vae", "tile_size"],
+    "OvisImageLoraConvert": ["model", "lora_name", "dialect", "filename_prefix"],
 }
 
 
@@ -82,7 +84,7 @@ def test_everything_is_explained(schemas):
         assert schema["description"], name
         assert schema["search_aliases"], name
         assert all(schema["output_tooltips"]), name
-        for fields in schema["input"].values():
+        for fields in (schema["input"].get(kind, {}) for kind in ("required", "optional")):
             for field, (_, options, *_) in ((f, v) for f, v in fields.items() if f != "unique_id"):
                 assert options.get("tooltip"), (name, field)
 
