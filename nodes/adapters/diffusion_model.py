@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -82,8 +83,7 @@ class ComfyTransformer(OvisImageTransformer):
         if context.shape[-1] != self.config.context_dim:
             raise ValueError(
                 f"the conditioning has {context.shape[-1]} numbers a token, this model takes "
-                f"{self.config.context_dim}; encode the prompt with the CLIP that the Ovis-Image loader "
-                "gives"
+                f"{self.config.context_dim}; encode the prompt with the CLIP of the Ovis-Image Loader"
             )
         options = transformer_options or {}
         wrappers = comfy.patcher_extension.get_all_wrappers(
@@ -111,9 +111,7 @@ class ComfyTransformer(OvisImageTransformer):
     def run_blocks(
         self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: PatchedAttention
     ) -> Tensor:
-        """The blocks, with what other nodes put in their place or around their attention, as in ComfyUI's
-        FLUX.
-        """
+        """The blocks, or what other nodes put in their place or around their attention, as on FLUX."""
         run = {"vec": vec, "pe": pe, "attn_mask": None}
         for i, block in enumerate(self.double_blocks):
             options = attention.inside("double", i, len(self.double_blocks))
@@ -169,6 +167,13 @@ class OvisImageModel(comfy.model_base.BaseModel):
         super().__init__(
             model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=ComfyTransformer
         )
+
+    def extra_conds(self, **kwargs) -> dict:
+        """Text states as they are; by default ComfyUI repeats a shorter prompt to a longer one's length."""
+        conds = super().extra_conds(**kwargs)
+        if "c_crossattn" in conds:
+            conds["c_crossattn"] = comfy.conds.CONDRegular(conds["c_crossattn"].cond)
+        return conds
 
 
 def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, disable_dynamic: bool = False):

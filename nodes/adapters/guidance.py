@@ -11,14 +11,10 @@ from .checks import check_finite
 
 
 class FlowGuider(comfy.samplers.CFGGuider):
-    """ComfyUI's guider with the core's intervals and corrections; plain guidance is ComfyUI's own, to the
-    bit.
-    """
+    """ComfyUI's guider with the core's intervals and corrections; without them, ComfyUI's to the bit."""
 
     def __init__(self, model, positive, negative, guidance: Guidance):
-        """Raises ValueError for conditioning that is missing or not finite, or a model that is no flow
-        model.
-        """
+        """Raises ValueError for conditioning that is missing or not finite, or for no flow model."""
         super().__init__(model)
         self.guidance = guidance
         self.set_cfg(guidance.cfg)
@@ -27,8 +23,7 @@ class FlowGuider(comfy.samplers.CFGGuider):
         if negative is None and guidance.cfg != 1.0:
             raise ValueError(
                 f"cfg {guidance.cfg} needs a negative conditioning: connect an Ovis-Image Text Encode with "
-                "an empty "
-                "text (the reference's unconditional prompt), or set cfg to 1"
+                "an empty text (the reference's unconditional prompt), or set cfg to 1"
             )
         if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
             raise ValueError(

@@ -38,6 +38,14 @@ def pack(comfyui):
     return lambda module: importlib.import_module(f"{name}.{module}")
 
 
+@pytest.fixture(scope="session")
+def model(pack, tmp_path_factory):
+    """The small model as our MODEL, in this process; tests do not change it."""
+    folder = tmp_path_factory.mktemp("models")
+    path = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
+    return pack("nodes.adapters.diffusion_model").load_diffusion_model(path)
+
+
 class Server:
     """A running ComfyUI with the small model in all layouts, and short ways to run graphs on it."""
 

@@ -1,21 +1,12 @@
 """OvisImageGuider on the real model, beside ComfyUI's guiders and the core's guidance."""
 
 import pytest
-import tiny_model
 import torch
 
 from ovis_core.guidance import Guidance
 from ovis_core.sampling import flow_sigmas, guided, sample_euler
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def model(pack, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    names = tiny_model.write("comfyui", folder)
-    path = folder / "diffusion_models" / names["model_name"]
-    return pack("nodes.adapters.diffusion_model").load_diffusion_model(path)
 
 
 @pytest.fixture(scope="module")

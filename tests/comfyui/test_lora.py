@@ -14,13 +14,6 @@ from ovis_core.layouts import diffusers_transformer_rules
 RANK, ALPHA, STRENGTH = 4, 2.0, 0.8
 
 
-@pytest.fixture(scope="module")
-def model(pack, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    path = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
-    return pack("nodes.adapters.diffusion_model").load_diffusion_model(path)
-
-
 @pytest.fixture
 def load(pack, monkeypatch, tmp_path, comfyui):
     """Writes a LoRA file and loads it through the node's adapter."""

@@ -1,18 +1,9 @@
 """Samplers, batches and masks through our sampler's adapter, on the small model in this process."""
 
 import pytest
-import tiny_model
 import torch
 
 from ovis_core.sampling import SOLVERS, flow_sigmas
-
-
-@pytest.fixture(scope="module")
-def model(pack, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    names = tiny_model.write("comfyui", folder)
-    path = folder / "diffusion_models" / names["model_name"]
-    return pack("nodes.adapters.diffusion_model").load_diffusion_model(path)
 
 
 @pytest.fixture(scope="module")
