@@ -38,9 +38,9 @@ def pack(comfyui):
     return lambda module: importlib.import_module(f"{name}.{module}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # each file its own, since loading and patching leave their marks on a model
 def model(pack, tmp_path_factory):
-    """The small model as our MODEL, in this process; tests do not change it."""
+    """The small model as our MODEL, in this process."""
     folder = tmp_path_factory.mktemp("models")
     path = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
     return pack("nodes.adapters.diffusion_model").load_diffusion_model(path)
