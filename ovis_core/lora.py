@@ -99,8 +99,7 @@ def read_lora(
     if not layers:
         raise ValueError(
             f"none of the {len(tensors)} tensors of {name} belongs to Ovis-Image, first "
-            f"{sorted(tensors)[0]!a}; this is "
-            "a LoRA of another model"
+            f"{sorted(tensors)[0]!a}; this is a LoRA of another model"
         )
     changes = [
         change
@@ -257,7 +256,7 @@ def _check_change(name: str, layer: str, weight: dict[str, Tensor], expected: tu
     hollow = {ending: torch.empty(tensor.shape, device="meta") for ending, tensor in weight.items()}
     try:
         shape = tuple(dense(hollow).shape)
-    except RuntimeError:
+    except (RuntimeError, IndexError):
         shape = None
     if shape != expected:
         shapes = {ending: [*tensor.shape] for ending, tensor in weight.items()}

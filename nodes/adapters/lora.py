@@ -96,9 +96,7 @@ def _read(model, lora_name: str) -> tuple[Path, Lora]:
 
 
 def _patch(model, lora: Lora, strength: float) -> None:
-    """Gives the changes to ComfyUI's own LoRA reader, which knows every method's arithmetic, under names of
-    ours.
-    """
+    """Gives the changes to ComfyUI's own LoRA reader, which knows each method's arithmetic, by number."""
     tensors, targets = {}, {}
     for number, change in enumerate(lora.changes):
         key = f"diffusion_model.{change.parameter}"
@@ -116,19 +114,27 @@ def _patch(model, lora: Lora, strength: float) -> None:
 
 
 def _alpha(path: Path) -> float | None:
-    """lora_alpha of all layers, which diffusers and PEFT write beside the tensors."""
+    """lora_alpha of all layers, which diffusers and PEFT write beside the tensors.
+
+    Raises ValueError for settings that would change the strength of layers and are not supported.
+    """
     with safe_open(path, "pt") as file:
-        metadata = (file.metadata() or {}).get("lora_adapter_metadata")
+        metadata = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
     try:
-        entries = json.loads(metadata) if metadata else {}
-    except ValueError:
-        return None
-    alphas = {
-        float(v)
-        for k, v in entries.items()
-        if k.rpartition(".")[2] == "lora_alpha" and isinstance(v, int | float)
-    }
-    return alphas.pop() if len(alphas) == 1 else None
+        entries = json.loads(metadata)
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, dict):
+        raise ValueError(f"the adapter metadata of {path.name} is damaged; download the file again")
+    settings = {key.rpartition(".")[2]: value for key, value in entries.items()}
+    alpha = settings.get("lora_alpha")
+    if (
+        settings.get("alpha_pattern")
+        or settings.get("use_rslora")
+        or type(alpha) not in (int, float, type(None))
+    ):
+        raise ValueError(f"{path.name} scales its layers by alpha_pattern or rsLoRA, which is not supported")
+    return alpha
 
 
 def _report(name: str, lora: Lora) -> str:

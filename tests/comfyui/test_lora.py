@@ -171,6 +171,23 @@ def test_alpha_in_the_metadata_counts(model, load, diffusers_pipeline):
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"transformer.lora_alpha": 2, "transformer.alpha_pattern": {"x": 8}}',
+        '{"transformer.lora_alpha": 2, "transformer.use_rslora": true}',
+        '{"transformer.lora_alpha": "2"}',
+        "[1]",
+        "[" * 100_000,
+    ],
+    ids=["pattern", "rslora", "text", "list", "deep"],
+)
+def test_scaling_that_is_not_known_is_refused(model, load, metadata):
+    pair = {"txt_in.lora_A.weight": torch.ones(4, 32), "txt_in.lora_B.weight": torch.ones(256, 4)}
+    with pytest.raises(ValueError, match="not supported|is damaged"):
+        load(model, pair, metadata={"lora_adapter_metadata": metadata})
+
+
 def method(name, rows, columns):
     """A random change by another method -> its tensors, and the difference it stands for."""
     g = torch.Generator().manual_seed(rows + columns)
@@ -278,6 +295,10 @@ BAD = {
     ),
     "ranks that differ": (
         {"txt_in.lora_A.weight": torch.ones(4, 32), "txt_in.lora_B.weight": torch.ones(256, 3)},
+        "does not fit its shape",
+    ),
+    "a number for a matrix": (
+        {"txt_in.lora_A.weight": torch.ones(()), "txt_in.lora_B.weight": torch.ones(256, 4)},
         "does not fit its shape",
     ),
     "NaN": (
