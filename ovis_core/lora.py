@@ -72,11 +72,8 @@ def read_lora(
     Raises ValueError, naming the file `name`, when it is no LoRA, matches nothing, has half a pair, a shape
     that does not fit, NaN or infinity.
     """
-    shapes = _shapes(config)
-    authors = _places(
-        flux_transformer_rules(config.depth, config.depth_single_blocks, "semantic_txt"), shapes
-    )
-    table = authors | layer_table(config, diffusers=False) | layer_table(config, diffusers=True)
+    shapes = parameter_shapes(config)
+    table = all_layers(config)
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     unmatched, num_endings = [], 0
     for key, tensor in tensors.items():
@@ -104,7 +101,7 @@ def read_lora(
     changes = [
         change
         for layer, parts in layers.items()
-        for change in _changes(name, layer, parts, table[layer], shapes, alpha)
+        for change in layer_changes(name, layer, parts, table[layer], shapes, alpha)
     ]
     return Lora(tuple(changes), len(layers), tuple(sorted(unmatched)))
 
@@ -132,9 +129,17 @@ def dense(tensors: Mapping[str, Tensor]) -> Tensor:
     return product * (t["alpha"] / rank)
 
 
-def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of our parameters."""
     state = OvisImageTransformer(config, device="meta").state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def all_layers(config: TransformerConfig) -> dict[str, list[Rows]]:
+    """Every dialect's names of the layers (the authors', ComfyUI's, diffusers'), as `layer_table`."""
+    authors = flux_transformer_rules(config.depth, config.depth_single_blocks, "semantic_txt")
+    table = _places(authors, parameter_shapes(config))
+    return table | layer_table(config, diffusers=False) | layer_table(config, diffusers=True)
 
 
 def layer_table(config: TransformerConfig, diffusers: bool) -> dict[str, list[Rows]]:
@@ -142,8 +147,8 @@ def layer_table(config: TransformerConfig, diffusers: bool) -> dict[str, list[Ro
     sizes = config.depth, config.depth_single_blocks
     if diffusers:
         single_rows = (config.hidden_size,) * 3 + (2 * config.mlp_size,)
-        return _places(diffusers_transformer_rules(*sizes, single_rows), _shapes(config))
-    return _places(flux_transformer_rules(*sizes, "txt"), _shapes(config))
+        return _places(diffusers_transformer_rules(*sizes, single_rows), parameter_shapes(config))
+    return _places(flux_transformer_rules(*sizes, "txt"), parameter_shapes(config))
 
 
 def _places(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Rows]]:
@@ -190,7 +195,7 @@ def _find_layer(name: str, table: Mapping[str, list[Rows]]) -> str | None:
     return name if name in table else None
 
 
-def _changes(
+def layer_changes(
     name: str,
     layer: str,
     parts: dict[str, Tensor],
@@ -198,7 +203,10 @@ def _changes(
     shapes: Mapping[str, tuple[int, ...]],
     alpha: float | None,
 ) -> Iterator[Change]:
-    """A layer's tensors, cut where its rows belong to several of our layers."""
+    """A layer's tensors, cut where its rows belong to several of our layers.
+
+    Raises ValueError, naming the file `name`, as `read_lora`.
+    """
     weight = {ending: tensor for ending, tensor in parts.items() if ending != "diff_b"}
     if set(weight) & {"lora_up.weight", "lora_down.weight"} and alpha is not None:
         weight.setdefault("alpha", torch.tensor(alpha))

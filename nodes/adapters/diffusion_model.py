@@ -9,7 +9,6 @@ import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
 import comfy.supported_models_base
@@ -19,8 +18,10 @@ from comfy.ldm.flux.math import attention
 from torch import Tensor, nn
 
 from ...ovis_core.checkpoint import TRANSFORMER, open_checkpoint
+from ...ovis_core.lora import parameter_shapes
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
+from .patcher import name_layers, patch_model
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -162,15 +163,33 @@ class OvisImageModelConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
 
 
-class OvisImageModel(comfy.model_base.BaseModel):
+class OvisImageModel(comfy.model_base.GenmoMochi):
+    """The transformer as ComfyUI samples it, with the names of its layers in every LoRA dialect.
+
+    ComfyUI makes LoRA names of a model's weights by the model's class, and names without a prefix for a few
+    classes only. GenmoMochi is one of them and is treated specially nowhere else; nothing of it is used here.
+    """
+
     def __init__(self, model_config: OvisImageModelConfig, device=None):
-        super().__init__(
-            model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=ComfyTransformer
+        comfy.model_base.BaseModel.__init__(
+            self, model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=ComfyTransformer
         )
+        self.shapes = parameter_shapes(self.diffusion_model.config)
+        self.aliases = name_layers(self.diffusion_model)
+        parameters = (f"{alias}.weight" for alias in self.aliases)
+        self.alias_keys = dict.fromkeys(
+            (f"diffusion_model.{name}" for name in parameters if name not in self.shapes), torch.empty(0)
+        )
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """The parameters, and an empty tensor for each alias: ComfyUI takes LoRA names from the keys."""
+        state = super().state_dict(*args, **kwargs)
+        state.update(self.alias_keys)
+        return state
 
     def extra_conds(self, **kwargs) -> dict:
         """Text states as they are; by default ComfyUI repeats a shorter prompt to a longer one's length."""
-        conds = super().extra_conds(**kwargs)
+        conds = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         if "c_crossattn" in conds:
             conds["c_crossattn"] = comfy.conds.CONDRegular(conds["c_crossattn"].cond)
         return conds
@@ -189,15 +208,7 @@ def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, di
     model_config = OvisImageModelConfig({"config": checkpoint.config})
     _choose_dtypes(model_config, state, weight_dtype)
     model = OvisImageModel(model_config)
-
-    patcher_class = (
-        comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    )
-    patcher = patcher_class(
-        model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+    patcher = patch_model(model, disable_dynamic)
     model.load_model_weights(state, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_diffusion_model, (path, weight_dtype))
     return patcher

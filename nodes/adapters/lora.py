@@ -1,50 +1,18 @@
 """The core's LoRA changes as ComfyUI weight patches on a MODEL."""
 
-import json
 import math
 from pathlib import Path
 
-import comfy.lora
 import comfy.utils
 import folder_paths
-import torch
-from comfy.weight_adapter import LoRAAdapter
-from safetensors import safe_open
 
 from ...ovis_core.lora import Lora, read_lora
 from ...ovis_core.lora_export import DIALECTS, write_lora
 from ...ovis_core.storage import read_header, write_tensors
 from .diffusion_model import ComfyTransformer
+from .lora_patches import alpha_of, patches_of
 
 __all__ = ["DIALECTS", "convert_lora", "load_lora", "lora_names"]
-
-
-class RowDora(LoRAAdapter):
-    """DoRA (arXiv 2402.09353) with a magnitude a row, as PEFT trains it: m (W + BA) / |W + BA|.
-
-    ComfyUI's own divides by |W| there, which is another weight.
-    """
-
-    def calculate_weight(
-        self,
-        weight,
-        key,
-        strength,
-        strength_model,
-        offset,
-        function,
-        intermediate_dtype=torch.float32,
-        original=None,
-    ):
-        up, down, alpha, _, magnitude, _ = (
-            w.to(weight.device, intermediate_dtype) if isinstance(w, torch.Tensor) else w
-            for w in self.weights
-        )
-        scale = 1.0 if alpha is None else alpha / down.shape[0]
-        merged = weight.to(intermediate_dtype) + scale * (up @ down)
-        change = magnitude * merged / merged.norm(dim=1, keepdim=True) - weight
-        weight += function(strength * change).to(weight.dtype)
-        return weight
 
 
 def lora_names() -> list[str]:
@@ -64,7 +32,11 @@ def load_lora(model, lora_name: str, strength: float):
         raise ValueError(f"strength_model must be a number, got {strength}")
     path, lora = _read(model, lora_name)
     clone = model.clone()
-    _patch(clone, lora, strength)
+    applied = clone.add_patches(patches_of(lora.changes), strength)
+    if len(applied) != len(lora.changes):
+        raise ValueError(
+            f"ComfyUI took {len(applied)} of {len(lora.changes)} changes of this LoRA; report this file"
+        )
     return clone, _report(path.name, lora)
 
 
@@ -92,49 +64,8 @@ def _read(model, lora_name: str) -> tuple[Path, Lora]:
         )
     path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
     read_header(path)
-    return path, read_lora(comfy.utils.load_torch_file(str(path)), network.config, path.name, _alpha(path))
-
-
-def _patch(model, lora: Lora, strength: float) -> None:
-    """Gives the changes to ComfyUI's own LoRA reader, which knows each method's arithmetic, by number."""
-    tensors, targets = {}, {}
-    for number, change in enumerate(lora.changes):
-        key = f"diffusion_model.{change.parameter}"
-        targets[str(number)] = key if change.is_whole else (key, (0, change.start, change.length))
-        tensors |= {f"{number}.{ending}": tensor for ending, tensor in change.tensors.items()}
-    patches = comfy.lora.load_lora(tensors, targets)
-    for target, patch in patches.items():
-        if isinstance(patch, LoRAAdapter) and patch.weights[4] is not None:
-            patches[target] = RowDora(patch.loaded_keys, patch.weights)
-    applied = model.add_patches(patches, strength)
-    if len(applied) != len(lora.changes):
-        raise ValueError(
-            f"ComfyUI took {len(applied)} of {len(lora.changes)} changes of this LoRA; report this file"
-        )
-
-
-def _alpha(path: Path) -> float | None:
-    """lora_alpha of all layers, which diffusers and PEFT write beside the tensors.
-
-    Raises ValueError for settings that would change the strength of layers and are not supported.
-    """
-    with safe_open(path, "pt") as file:
-        metadata = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
-    try:
-        entries = json.loads(metadata)
-    except (ValueError, RecursionError):
-        entries = None
-    if not isinstance(entries, dict):
-        raise ValueError(f"the adapter metadata of {path.name} is damaged; download the file again")
-    settings = {key.rpartition(".")[2]: value for key, value in entries.items()}
-    alpha = settings.get("lora_alpha")
-    if (
-        settings.get("alpha_pattern")
-        or settings.get("use_rslora")
-        or type(alpha) not in (int, float, type(None))
-    ):
-        raise ValueError(f"{path.name} scales its layers by alpha_pattern or rsLoRA, which is not supported")
-    return alpha
+    tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    return path, read_lora(tensors, network.config, path.name, alpha_of(metadata, path.name))
 
 
 def _report(name: str, lora: Lora) -> str:

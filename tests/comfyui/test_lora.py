@@ -6,12 +6,13 @@ import pytest
 import tiny_model
 import torch
 from safetensors.torch import save_file
+from tiny_lora import ALPHA, DIALECTS, RANK, linears, lora_file, method, random_pairs, weights_of
 
 from ovis_core.checkpoint import convert
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents
 from ovis_core.layouts import diffusers_transformer_rules
 
-RANK, ALPHA, STRENGTH = 4, 2.0, 0.8
+STRENGTH = 0.8
 
 
 @pytest.fixture
@@ -32,28 +33,6 @@ def load(pack, monkeypatch, tmp_path, comfyui):
     return run
 
 
-def linears(module):
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}
-
-
-def random_pairs(module):
-    """{layer: (down, up)} for every linear of a network: attention, MLPs, modulation, inputs, last layer."""
-    generator = torch.Generator().manual_seed(7)
-    pairs = {}
-    for name, layer in linears(module).items():
-        down = torch.randn(RANK, layer.in_features, generator=generator) / layer.in_features**0.5
-        pairs[name] = down, torch.randn(layer.out_features, RANK, generator=generator) / 4
-    return pairs
-
-
-def weights_of(patched):
-    """The network's weights with the patches on."""
-    patched.patch_model()
-    state = {key: value.clone() for key, value in patched.model.diffusion_model.state_dict().items()}
-    patched.unpatch_model()
-    return state
-
-
 def check_weights(model, patched, expected):
     before = {key: value.clone() for key, value in model.model.diffusion_model.state_dict().items()}
     weights = weights_of(patched)
@@ -64,39 +43,6 @@ def check_weights(model, patched, expected):
     assert changed >= 20
     for key, value in model.model.diffusion_model.state_dict().items():
         assert torch.equal(value, before[key]), f"{key} was not given back"
-
-
-def dotted(prefix, ends=("lora_A.weight", "lora_B.weight")):
-    return lambda name, end: f"{prefix}{name}.{ends[end]}"
-
-
-def underscored(prefix):
-    return lambda name, end: f"{prefix}{name.replace('.', '_')}.{('lora_down.weight', 'lora_up.weight')[end]}"
-
-
-DIALECTS = {
-    "transformer.": (dotted("transformer."), False),
-    "bare": (dotted(""), False),
-    "base_model.model.": (dotted("base_model.model."), False),
-    "base_model.model.transformer.": (dotted("base_model.model.transformer."), False),
-    "default adapter": (dotted("transformer.", ("lora_A.default.weight", "lora_B.default.weight")), False),
-    "diffusion_model.": (dotted("diffusion_model."), False),
-    "lora_down": (dotted("transformer.", ("lora_down.weight", "lora_up.weight")), True),
-    "lora_unet_": (underscored("lora_unet_"), True),
-    "lora_transformer_": (underscored("lora_transformer_"), True),
-    "lycoris_": (underscored("lycoris_"), True),
-}
-
-
-def lora_file(pairs, dialect):
-    write, with_alpha = DIALECTS[dialect]
-    tensors = {}
-    for name, (down, up) in pairs.items():
-        tensors |= {write(name, 0): down, write(name, 1): up}
-        if with_alpha:
-            tensors[write(name, 0).rsplit(".lora_", 1)[0] + ".alpha"] = torch.tensor(ALPHA)
-    scale = ALPHA / RANK if with_alpha else 1.0
-    return tensors, scale
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -186,30 +132,6 @@ def test_scaling_that_is_not_known_is_refused(model, load, metadata):
     pair = {"txt_in.lora_A.weight": torch.ones(4, 32), "txt_in.lora_B.weight": torch.ones(256, 4)}
     with pytest.raises(ValueError, match="not supported|is damaged"):
         load(model, pair, metadata={"lora_adapter_metadata": metadata})
-
-
-def method(name, rows, columns):
-    """A random change by another method -> its tensors, and the difference it stands for."""
-    g = torch.Generator().manual_seed(rows + columns)
-    if name == "diff":
-        diff = torch.randn(rows, columns, generator=g) / 10
-        return {"diff": diff}, diff
-    if name == "loha":
-        t = {
-            f"hada_w{i}_{ab}": torch.randn(*shape, generator=g) / 3
-            for i in (1, 2)
-            for ab, shape in (("a", (rows, 4)), ("b", (4, columns)))
-        }
-        diff = (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
-        return t | {"alpha": torch.tensor(2.0)}, diff * 2.0 / 4
-    t = {"lokr_w1": torch.randn(4, 4, generator=g) / 3}
-    t |= {
-        "lokr_w2_a": torch.randn(rows // 4, 4, generator=g),
-        "lokr_w2_b": torch.randn(4, columns // 4, generator=g) / 9,
-    }
-    return t | {"alpha": torch.tensor(2.0)}, torch.kron(
-        t["lokr_w1"], t["lokr_w2_a"] @ t["lokr_w2_b"]
-    ) * 2.0 / 4
 
 
 @pytest.mark.parametrize("name", ["diff", "loha", "lokr"])
