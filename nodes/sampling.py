@@ -1,6 +1,9 @@
 """Schedule, guidance, sampler -> SIGMAS, GUIDER, LATENT."""
 
+from functools import partial
+
 from comfy_api.latest import io
+from server import PromptServer
 
 from .adapters.guidance import corrected_guidance, plain_guidance
 from .adapters.sampling import SAMPLER_NAMES, fit_latent, make_noise, sample, schedule
@@ -180,6 +183,7 @@ class OvisImageSampler(io.ComfyNode):
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The finished latent, for VAE decoding.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -190,4 +194,5 @@ class OvisImageSampler(io.ComfyNode):
         sigmas = schedule(model, samples, steps, denoise)
         guider = plain_guidance(model, positive, negative, cfg)
         start = make_noise(samples, latent_image, seed, noise)
-        return io.NodeOutput(sample(guider, latent_image, samples, start, sampler_name, sigmas, seed))
+        tell = partial(PromptServer.instance.send_progress_text, node_id=cls.hidden.unique_id)
+        return io.NodeOutput(sample(guider, latent_image, samples, start, sampler_name, sigmas, seed, tell))

@@ -1,5 +1,8 @@
 """The core's schedule on ComfyUI's samplers: SIGMAS, noise, and the sampling run itself."""
 
+import time
+from collections.abc import Callable
+
 import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
@@ -63,20 +66,31 @@ def make_noise(samples: Tensor, latent: dict, seed: int, kind: str) -> Tensor:
 
 
 def sample(
-    guider, latent: dict, samples: Tensor, noise: Tensor, sampler_name: str, sigmas: Tensor, seed: int
+    guider,
+    latent: dict,
+    samples: Tensor,
+    noise: Tensor,
+    sampler_name: str,
+    sigmas: Tensor,
+    seed: int,
+    tell: Callable[[str], None],
 ) -> dict:
     """Runs ComfyUI's sampler with previews and progress -> the latent with new samples.
 
+    `tell` gets a line after every step: which it was, how long a step takes, how long the rest will.
     Raises ValueError when a step's result is not finite, naming the step.
     """
     model = guider.model_patcher
     steps = sigmas.shape[-1] - 1
     preview = latent_preview.prepare_callback(model, steps)
+    ends = []
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         where = f"step {step + 1} of {total_steps} (in {model.model.get_dtype_inference()})"
         check_finite(denoised, where, "try weight_dtype bf16 or fp32, a LoRA less, or another sampler")
         preview(step, denoised, x, total_steps)
+        ends.append(time.monotonic())
+        tell(_progress(step + 1, total_steps, ends))
 
     result = guider.sample(
         noise,
@@ -90,3 +104,14 @@ def sample(
     )
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
     return out | {"samples": result.to(comfy.model_management.intermediate_device())}
+
+
+def _progress(step: int, total_steps: int, ends: list[float]) -> str:
+    """`ends`: when each step ended, in seconds. The first step's length is left out: it loads the model."""
+    if len(ends) < 2:
+        return f"step {step} of {total_steps}"
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
+    if step == total_steps:
+        return f"{total_steps} steps, {seconds:.2f} s each"
+    left = seconds * (total_steps - step)
+    return f"step {step} of {total_steps}, {seconds:.2f} s each, {left:.0f} s left"

@@ -1,5 +1,9 @@
 """Samplers, batches and masks through our sampler's adapter, on the small model in this process."""
 
+import gc
+import re
+import weakref
+
 import pytest
 import torch
 
@@ -17,14 +21,18 @@ def sample(pack, model, conditioning):
     """Runs the sampler node's steps on a latent -> samples."""
     adapter, guidance = pack("nodes.adapters.sampling"), pack("nodes.adapters.guidance")
 
+    told = []
+
     @torch.inference_mode()
     def run(latent, seed=3, steps=4, cfg=5.0, sampler="euler", denoise=1.0, positive=None, noise="comfyui"):
         samples = adapter.fit_latent(model, latent)
         sigmas = adapter.schedule(model, samples, steps, denoise)
         guider = guidance.plain_guidance(model, positive or conditioning[0], conditioning[1], cfg)
         start = adapter.make_noise(samples, latent, seed, noise)
-        return adapter.sample(guider, latent, samples, start, sampler, sigmas, seed)["samples"]
+        told.clear()
+        return adapter.sample(guider, latent, samples, start, sampler, sigmas, seed, told.append)["samples"]
 
+    run.told = told
     return run
 
 
@@ -130,3 +138,40 @@ def test_a_step_that_explodes_is_named(model, sample):
             sample(empty())
     finally:
         weight.data.copy_(before)
+
+
+def test_steps_are_told_with_their_times(sample):
+    sample(empty(), steps=3)
+    first, second, last = sample.told
+    assert first == "step 1 of 3"
+    assert re.fullmatch(r"step 2 of 3, \d+\.\d\d s each, \d+ s left", second)
+    assert re.fullmatch(r"3 steps, \d+\.\d\d s each", last)
+
+
+def test_interruption_stops_within_the_step_and_leaves_nothing_behind(model, sample):
+    import comfy.model_management as management
+
+    expected = sample(empty(), steps=4)
+    blocks = model.model.diffusion_model.single_blocks
+    runs, images = [], []
+
+    def interrupt(block, args, out):
+        runs.append(block)
+        images.append(weakref.ref(args[0]))
+        if len(runs) == len(blocks) + 1:  # in the second step, with blocks still to come
+            management.interrupt_current_processing()
+
+    handles = [block.register_forward_hook(interrupt) for block in blocks]
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            sample(empty(), steps=4)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(runs) == len(blocks) + 1 < 2 * len(blocks)
+    gc.collect()
+    assert not any(image() is not None for image in images), "tensors of the interrupted step are kept"
+    assert any(loaded.model.model is model.model for loaded in management.current_loaded_models)
+    management.unload_all_models()
+    assert not any(loaded.model.model is model.model for loaded in management.current_loaded_models)
+    assert torch.equal(sample(empty(), steps=4), expected)
