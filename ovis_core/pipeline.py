@@ -111,7 +111,8 @@ def load_pipeline(
             f"{text_path.name} has no tokenizer (tokenizer.json, or vocab.json and merges.txt); add its files"
         )
     transformer, text_encoder, autoencoder = (checkpoint.module(device, dtype) for checkpoint in checkpoints)
-    return Pipeline(PromptTokenizer.from_folder(tokenizer), text_encoder, transformer, autoencoder)
+    prompt_tokenizer = PromptTokenizer.from_folder(tokenizer, text_encoder.config.vocab_size)
+    return Pipeline(prompt_tokenizer, text_encoder, transformer, autoencoder)
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:

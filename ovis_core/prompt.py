@@ -20,7 +20,9 @@ CONTEXT_TOKENS = 256  # text states the MMDiT sees
 MAX_TOKENS = PREFIX_TOKENS + CONTEXT_TOKENS
 MAX_CHARACTERS = 100_000  # some 300 times what fits; more is a mistake, and minutes of tokenizing
 
-# What the template relies on: tokenizers of other Qwen generations share the words but not all of these.
+VOCAB_SIZE = 151936  # of the released text encoder
+
+# What the template relies on: tokenizers of other Qwen generations share the words but not all of these ids.
 TOKEN_IDS = {
     "<|endoftext|>": 151643,
     "<|im_start|>": 151644,
@@ -41,15 +43,22 @@ class PromptTokens:
 class PromptTokenizer:
     """Tokenizes prompts the way the model was trained.
 
-    Raises ValueError when the tokenizer's special tokens or the length of the template's prefix are not the
-    model's.
+    vocab_size: the text encoder's. One that is smaller than Qwen's has a tokenizer of its own, whose ids are
+    its own too. Raises ValueError when the tokenizer's special tokens or the length of the template's prefix
+    are not the model's, or when it has tokens that the text encoder does not know.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int = VOCAB_SIZE):
         self.tokenizer = tokenizer
+        is_qwen = vocab_size > max(TOKEN_IDS.values())
+        if len(tokenizer) > vocab_size:
+            raise ValueError(
+                f"this tokenizer has {len(tokenizer)} tokens, this text encoder knows {vocab_size}; use the "
+                "tokenizer that comes with the text encoder"
+            )
         for token, expected in TOKEN_IDS.items():
             got = tokenizer.convert_tokens_to_ids(token)
-            if got != expected:
+            if is_qwen and got != expected:
                 raise ValueError(
                     f"this tokenizer gives {token} the id {got}, Ovis-Image needs {expected}; use the "
                     "tokenizer that comes with the Ovis-Image text encoder"
@@ -63,15 +72,15 @@ class PromptTokenizer:
             )
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "PromptTokenizer":
+    def from_folder(cls, folder: str | Path, vocab_size: int = VOCAB_SIZE) -> "PromptTokenizer":
         """Reads tokenizer.json or vocab.json with merges.txt. No code beside the files is ever run."""
         from transformers import Qwen2TokenizerFast
 
-        return cls(Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True))
+        return cls(Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True), vocab_size)
 
     @property
     def pad_id(self) -> int:
-        return TOKEN_IDS["<|endoftext|>"]
+        return self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     def __call__(self, prompt: str) -> PromptTokens:
         """Unpaired surrogates, which no tokenizer takes, become U+FFFD with a warning.

@@ -30,8 +30,8 @@ COMFYUI_TOKENIZER = Path(comfy.text_encoders.ovis.__file__).parent / "qwen25_tok
 class ComfyTokenizer:
     """The tokenizer with the methods that comfy.sd.CLIP and nodes around it call."""
 
-    def __init__(self, folder: Path, embedding_directory=None, tokenizer_data=None):
-        self.prompt_tokenizer = PromptTokenizer.from_folder(folder)
+    def __init__(self, folder: Path, vocab_size: int, embedding_directory=None, tokenizer_data=None):
+        self.prompt_tokenizer = PromptTokenizer.from_folder(folder, vocab_size)
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **_
@@ -109,10 +109,11 @@ def load_text_encoder(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLI
     state = checkpoint.read(comfy.utils.load_torch_file)
     device = comfy.model_management.text_encoder_device()
     storage = checkpoint.dtype
+    vocab_size = checkpoint.config.vocab_size
     compute = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
 
     target = comfy.supported_models_base.ClipTarget(
-        partial(ComfyTokenizer, tokenizer_folder(checkpoint.path) or COMFYUI_TOKENIZER),
+        partial(ComfyTokenizer, tokenizer_folder(checkpoint.path) or COMFYUI_TOKENIZER, vocab_size),
         partial(ComfyTextEncoder, checkpoint.config, comfy.ops.manual_cast, compute),
     )
     parameters = comfy.utils.calculate_parameters(state)

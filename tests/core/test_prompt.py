@@ -105,6 +105,9 @@ def test_endless_text_is_refused(tokenizer):
 
 def test_another_models_tokenizer_is_refused(tokenizer):
     class Other:
+        def __len__(self):
+            return 7
+
         def convert_tokens_to_ids(self, token):
             return 7
 
