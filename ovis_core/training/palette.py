@@ -1,0 +1,47 @@
+"""Named colours, told apart even in a small picture, and how well one is read on another."""
+
+from dataclasses import dataclass
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Colour:
+    name: str
+    chinese: str  # without the 色 that follows it in a sentence
+    rgb: RGB
+
+
+# Most useful first: a narrowed palette is a beginning of this list.
+PALETTE = (
+    Colour("white", "白", (252, 252, 250)),
+    Colour("black", "黑", (18, 18, 20)),
+    Colour("red", "红", (205, 28, 38)),
+    Colour("yellow", "黄", (252, 216, 48)),
+    Colour("blue", "蓝", (28, 72, 190)),
+    Colour("green", "绿", (22, 124, 62)),
+    Colour("orange", "橙", (250, 138, 22)),
+    Colour("purple", "紫", (112, 38, 158)),
+    Colour("pink", "粉红", (250, 158, 196)),
+    Colour("brown", "棕", (104, 60, 30)),
+    Colour("cyan", "青", (72, 206, 218)),
+    Colour("grey", "灰", (128, 130, 134)),
+)
+COLOURS = {colour.name: colour for colour in PALETTE}
+
+
+def luminance(rgb: RGB) -> float:
+    """Relative luminance of an sRGB colour, 0 to 1 (WCAG 2.2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: RGB, b: RGB) -> float:
+    """Contrast ratio, 1 to 21 (WCAG 2.2); 3 is its bound for large text."""
+    dark, light = sorted((luminance(a), luminance(b)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def nearest_colour(rgb: tuple[float, float, float]) -> Colour:
+    """The palette's colour closest to a measured one."""
+    return min(PALETTE, key=lambda c: sum((x - y) ** 2 for x, y in zip(c.rgb, rgb, strict=True)))
