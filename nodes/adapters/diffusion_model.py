@@ -156,6 +156,8 @@ class OvisImageModelConfig(comfy.supported_models_base.BASE):
 
     latent_format = comfy.latent_formats.Flux
     unet_extra_config = {}
+    # Where CheckpointSave puts it and CheckpointLoaderSimple looks for it, as for FLUX.
+    vae_key_prefix = ["vae."]
     # ModelSamplingFlux's shift is mu: the reference's at 1024x1024. Our scheduler takes it from the latent's
     # size instead.
     sampling_settings = {"shift": MAX_MU}
@@ -188,7 +190,14 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         return state
 
     def extra_conds(self, **kwargs) -> dict:
-        """Text states as they are; by default ComfyUI repeats a shorter prompt to a longer one's length."""
+        """Text states as they are; by default ComfyUI repeats a shorter prompt to a longer one's length.
+
+        Raises ValueError for a ControlNet, before it runs: FLUX's do not fit the text states.
+        """
+        if kwargs.get("control") is not None:
+            raise ValueError(
+                "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
+            )
         conds = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         if "c_crossattn" in conds:
             conds["c_crossattn"] = comfy.conds.CONDRegular(conds["c_crossattn"].cond)
