@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ovis_core.training import typography
 from ovis_core.training.captions import caption_characters
@@ -36,14 +36,6 @@ EVERYTHING = Typography(
     tilted=0.3,
     num_colours=12,
 )
-
-
-@pytest.fixture(scope="session")
-def fonts(tmp_path_factory):
-    """Pillow's own font for everything, so that no test depends on the system's; Chinese becomes boxes."""
-    path = tmp_path_factory.mktemp("fonts") / "test.ttf"
-    path.write_bytes(ImageFont.load_default(16).path.getvalue())
-    return dict.fromkeys(FILES, (Face(path),))
 
 
 @pytest.fixture(scope="session")

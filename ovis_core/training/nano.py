@@ -1,0 +1,275 @@
+"""Ovis-Image Nano: the architecture with small numbers, trained from nothing on synthetic typography.
+
+python3 -m ovis_core.training.nano --out FOLDER [--device cuda] [--minutes M]
+
+Stages, each kept in FOLDER/work when it is done: the autoencoder, encoded pictures, the MMDiT with its text
+encoder. The same command goes on where a stopped run was. FOLDER/Ovis-Image-Nano is the model so far, in
+diffusers' layout and bfloat16.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..autoencoder import Autoencoder, AutoencoderConfig
+from ..export import save_autoencoder, save_text_encoder, save_transformer
+from ..layers import Modulation
+from ..pipeline import Pipeline
+from ..prompt import PromptTokenizer
+from ..text_encoder import TextEncoder, TextEncoderConfig
+from ..transformer import OvisImageTransformer, TransformerConfig
+from .autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
+from .cache import LatentCache, drawn_batches, encode_pictures
+from .captions import caption_characters
+from .fonts import Fonts
+from .letters import write_letter_tokenizer
+from .rendering import Renderer
+from .report import Log, draw_curve, draw_sheet
+from .settings import Typography
+from .state import RunState
+from .trainer import TrainConfig, Trainer
+
+NAME = "Ovis-Image-Nano"
+TRANSFORMER = TransformerConfig(
+    hidden_size=192,
+    num_heads=3,
+    depth=1,
+    depth_single_blocks=5,
+    context_dim=192,
+    mlp_size=768,
+    axes_dim=(8, 28, 28),
+)
+TEXT_ENCODER = TextEncoderConfig(
+    hidden_size=192, num_layers=2, num_heads=3, num_kv_heads=3, head_dim=64, intermediate_size=512
+)
+AUTOENCODER = AutoencoderConfig(channels=(64, 64, 64, 128), num_res_blocks=1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much of everything."""
+
+    typography: Typography = Typography()
+    num_pictures: int = 1_000_000
+    autoencoder: AutoencoderTrainConfig = AutoencoderTrainConfig(steps=6000)
+    autoencoder_batch: int = 32
+    autoencoder_crop: int = 128  # pixels of the pictures' parts that it is shown, whole ones at the end
+    train: TrainConfig = TrainConfig(steps=40_000, warmup_steps=500)
+    batch_size: int = 512
+    save_every: int = 2000
+    samples: int = 16  # pictures of a sample sheet
+    sample_steps: int = 20
+    sample_cfg: float = 4.0
+
+
+# What two CPU cores do in some hours: short upper-case words in one style, fewer pictures, and only as many
+# text states as captions need.
+CPU_RECIPE = Recipe(
+    typography=Typography(
+        languages={"en": 0.75, "zh": 0.25},
+        kinds={"character": 0.1, "letters": 0.4, "word": 0.5},
+        lengths=(2, 5),
+        chinese_lengths=(2, 2),
+        cases={"upper": 1.0},
+        num_colours=8,
+        backgrounds={"plain": 1.0},
+        positions={"centre": 1.0},
+        scales={"large": 1.0},
+        styles={"bold": 1.0},
+        min_font_size=24,
+        short_captions=1.0,
+        crossed_captions=0.0,
+    ),
+    num_pictures=40_000,
+    autoencoder=AutoencoderTrainConfig(steps=1500),
+    autoencoder_batch=8,
+    autoencoder_crop=64,
+    train=TrainConfig(steps=10_000, warmup_steps=300, bf16=False, context_tokens=80),
+    batch_size=96,
+    save_every=250,
+    samples=8,
+)
+
+
+class OutOfTime(Exception):
+    """The minutes that were given are over; what was reached is saved."""
+
+
+class NanoRun:
+    """The stages of a run in a folder."""
+
+    def __init__(
+        self,
+        out: Path,
+        recipe: Recipe,
+        device: str,
+        deadline: float,
+        num_workers: int,
+        fonts: Fonts | None = None,
+    ):
+        self.recipe, self.device, self.deadline, self.num_workers = recipe, device, deadline, num_workers
+        self.model, self.work = out / NAME, out / "work"
+        (self.work / "samples").mkdir(parents=True, exist_ok=True)
+        self.renderer = Renderer(recipe.typography, fonts)
+        self.held_out = Renderer(recipe.typography, fonts, held_out=True)
+        size = write_letter_tokenizer(self.model / "tokenizer", caption_characters())
+        self.tokenizer = PromptTokenizer.from_folder(self.model / "tokenizer", size)
+
+        torch.manual_seed(recipe.train.seed)
+        self.autoencoder = Autoencoder(AUTOENCODER).to(device)
+        self.transformer = OvisImageTransformer(TRANSFORMER).to(device)
+        self.text_encoder = TextEncoder(dataclasses.replace(TEXT_ENCODER, vocab_size=size)).to(device)
+        init_weights(self.transformer, self.text_encoder)
+
+    def run(self) -> None:
+        self.make_autoencoder()
+        self.train(self.make_cache())
+
+    def draw(self, index: int):
+        example = self.renderer(self.recipe.train.seed, index)
+        return example.image, example.caption
+
+    def make_autoencoder(self) -> None:
+        done = self.work / "autoencoder.safetensors"
+        recipe, sizes = self.recipe.autoencoder, len(self.recipe.typography.sizes)
+        drawn: dict[int, torch.Tensor] = {}
+        start = self.recipe.num_pictures * 10  # pictures that the MMDiT will not see
+
+        def pictures_of(step: int) -> torch.Tensor:
+            if step not in drawn:  # some at once, so that processes draw ahead
+                count = self.recipe.autoencoder_batch
+                first = start + step * count * sizes
+                indices = range(first, first + 50 * count * sizes, sizes)
+                batches = drawn_batches(self.draw, indices, self.num_workers, count)
+                drawn.clear()
+                drawn.update((step + i, pictures) for i, (pictures, _) in enumerate(batches))
+            is_ending = step >= 0.8 * recipe.steps
+            return drawn[step] if is_ending else crop(drawn[step], self.recipe.autoencoder_crop, step)
+
+        state, steps = train_autoencoder(self.autoencoder, pictures_of, recipe)
+        if done.is_file():
+            state.load(done)
+        self.follow(state, steps, recipe.steps, done, "autoencoder")
+        if state.step == recipe.steps:
+            use_average(self.autoencoder, state, "autoencoder")
+            batches = drawn_batches(self.draw, range(start - 256 * sizes, start, sizes), self.num_workers)
+            balance_latents(self.autoencoder, torch.cat([b for b, _ in batches]).to(self.device))
+            save_autoencoder(self.autoencoder.bfloat16(), self.model / "vae", "diffusers")
+            self.autoencoder.float().requires_grad_(False)
+
+    def make_cache(self) -> LatentCache:
+        path = self.work / "pictures.safetensors"
+        if path.is_file():
+            return LatentCache.load(path)
+        sizes = len(self.recipe.typography.sizes)
+        indices = [range(first, self.recipe.num_pictures, sizes) for first in range(sizes)]
+        with tqdm(total=self.recipe.num_pictures, desc="pictures", unit="picture") as bar:
+            cache = encode_pictures(
+                self.draw, indices, self.autoencoder, self.tokenizer, self.num_workers, bar.update
+            )
+        cache.save(path)
+        return cache
+
+    def train(self, cache: LatentCache) -> None:
+        recipe = self.recipe
+        batches = cache.batches(recipe.batch_size, recipe.train.seed)
+        empty = self.tokenizer("").ids
+        trainer = Trainer(self.transformer, self.text_encoder, batches, empty, recipe.train)
+        path = self.work / "state.safetensors"
+        if path.is_file():
+            trainer.state.load(path)
+        self.follow(trainer.state, trainer.train(), recipe.train.steps, path, "transformer")
+
+    def follow(self, state: RunState, steps: Iterator[dict], total: int, path: Path, stage: str) -> None:
+        """Runs steps with a bar and a log, and saves now and then and at the end of the time."""
+        log = Log(self.work / f"{stage}.jsonl")
+        log.cut(state.step)
+        with tqdm(total=total, initial=state.step, desc=stage, unit="step") as bar:
+            for entry in steps:
+                log.write(entry)
+                bar.set_postfix(loss=f"{entry['loss']:.4f}", refresh=False)
+                bar.update()
+                is_over = time.monotonic() > self.deadline
+                if is_over or state.step % self.recipe.save_every == 0 or state.step == total:
+                    state.save(path)
+                    draw_curve(log, self.work / f"{stage}.png")
+                    if stage == "transformer":
+                        self.export(state)
+                if is_over and state.step < total:
+                    raise OutOfTime
+
+    def export(self, state: RunState) -> None:
+        """Writes the average so far as a model, and a sheet of its pictures of words that are held out."""
+        parts = OvisImageTransformer(TRANSFORMER), TextEncoder(self.text_encoder.config)
+        for part, name in zip(parts, ("transformer", "text_encoder"), strict=True):
+            use_average(part, state, name)
+            part.to(self.device)
+        pipeline = Pipeline(self.tokenizer, parts[1], parts[0], self.autoencoder)
+        captions = [self.held_out(0, index).caption for index in range(self.recipe.samples)]
+        width, height = self.recipe.typography.sizes[0]
+        steps, cfg = self.recipe.sample_steps, self.recipe.sample_cfg
+        images = [pipeline(c, "", width, height, steps, cfg, seed) for seed, c in enumerate(captions)]
+        draw_sheet(torch.cat(images), captions, self.work / "samples" / f"{state.step:07}.png")
+        save_transformer(parts[0].bfloat16(), self.model / "transformer", "diffusers")
+        save_text_encoder(parts[1].bfloat16(), self.model / "text_encoder", "diffusers")
+
+
+def init_weights(transformer: OvisImageTransformer, text_encoder: TextEncoder) -> None:
+    """Blocks start as the identity and the velocity as 0 (adaLN-Zero, arXiv 2212.09748)."""
+    for module in (*transformer.modules(), *text_encoder.modules()):
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    blocks = [*transformer.double_blocks, *transformer.single_blocks]
+    modulations = [m.lin for block in blocks for m in block.modules() if isinstance(m, Modulation)]
+    last = transformer.final_layer
+    for linear in (*modulations, last.adaLN_modulation[1], last.linear):
+        nn.init.zeros_(linear.weight)
+
+
+def crop(pictures: torch.Tensor, side: int, seed: int) -> torch.Tensor:
+    """A part of (B, 3, H, W), at most `side` pixels each way, somewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    for axis in (2, 3):
+        extent = min(side, pictures.shape[axis])
+        start = int(torch.randint(pictures.shape[axis] - extent + 1, (), generator=generator))
+        pictures = pictures.narrow(axis, start, extent)
+    return pictures
+
+
+def use_average(module: nn.Module, state: RunState, name: str) -> None:
+    module.load_state_dict(state.averaged(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m ovis_core.training.nano",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after these")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw pictures")
+    args = parser.parse_args()
+    recipe = CPU_RECIPE if args.device == "cpu" else Recipe()
+    deadline = time.monotonic() + 60 * args.minutes
+    try:
+        NanoRun(args.out, recipe, args.device, deadline, args.workers).run()
+    except OutOfTime:
+        print("The time is over; the same command goes on.")  # noqa: T201, this is a command
+
+
+if __name__ == "__main__":
+    main()

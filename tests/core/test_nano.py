@@ -1,0 +1,111 @@
+"""The recipe of the small model with next to no steps: every stage, stopped and gone on, to a model."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ovis_core.pipeline import load_pipeline
+from ovis_core.training import nano
+from ovis_core.training.autoencoder import AutoencoderTrainConfig
+from ovis_core.training.rendering import Renderer
+from ovis_core.training.settings import Typography
+from ovis_core.training.trainer import TrainConfig
+
+MAX_BYTES = 20 * 10**6
+RECIPE = nano.Recipe(
+    typography=Typography(sizes=((64, 64), (96, 64)), min_font_size=8),
+    num_pictures=6,
+    autoencoder=AutoencoderTrainConfig(steps=2),
+    autoencoder_batch=2,
+    autoencoder_crop=32,
+    train=TrainConfig(steps=2, bf16=False),
+    batch_size=2,
+    save_every=1,
+    samples=1,
+    sample_steps=2,
+)
+
+
+@pytest.fixture
+def run(tmp_path, fonts):
+    def run(out="run", minutes=60.0, recipe=RECIPE):
+        deadline = time.monotonic() + 60 * minutes
+        nano.NanoRun(tmp_path / out, recipe, "cpu", deadline, num_workers=0, fonts=fonts).run()
+        return tmp_path / out
+
+    return run
+
+
+def weights(folder):
+    pipeline = load_pipeline(folder / nano.NAME)
+    parts = pipeline.transformer, pipeline.text_encoder, pipeline.autoencoder
+    return {f"{i}.{key}": value for i, part in enumerate(parts) for key, value in part.state_dict().items()}
+
+
+def test_the_recipe_makes_a_model_of_its_size(run):
+    folder = run()
+    model = folder / nano.NAME
+    pipeline = load_pipeline(model, dtype=torch.float32)
+    image = pipeline("OPEN 欢迎", width=64, height=64, steps=2)
+    assert image.shape == (1, 3, 64, 64)
+    assert image.isfinite().all()
+    assert sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) <= MAX_BYTES
+    assert all(
+        value.dtype == torch.bfloat16 for key, value in weights(folder).items() if "inv_freq" not in key
+    )
+    for stage in ("autoencoder", "transformer"):
+        assert len((folder / "work" / f"{stage}.jsonl").read_text().splitlines()) == 2
+        assert (folder / "work" / f"{stage}.png").is_file()
+    assert [path.name for path in sorted((folder / "work" / "samples").iterdir())] == [
+        "0000001.png",
+        "0000002.png",
+    ]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, tmp_path):
+    whole = weights(run("whole"))
+    stops = 0
+    while True:
+        try:
+            folder = run("stopped", minutes=0)  # one step at a time
+            break
+        except nano.OutOfTime:
+            stops += 1
+    assert stops == 2  # once in each stage: the last step of a stage is not a stop
+    stopped = weights(folder)
+    assert stopped.keys() == whole.keys()
+    assert all(torch.equal(stopped[key], value) for key, value in whole.items())
+
+
+def test_the_model_starts_as_zero_velocity():
+    transformer = nano.OvisImageTransformer(nano.TRANSFORMER)
+    text_encoder = nano.TextEncoder(replace(nano.TEXT_ENCODER, vocab_size=300))
+    nano.init_weights(transformer, text_encoder)
+    with torch.no_grad():
+        out = transformer(torch.randn(1, 16, 4, 4), torch.ones(1), torch.randn(1, 256, 192))
+    assert torch.equal(out, torch.zeros_like(out))
+
+
+def test_pictures_of_the_three_uses_differ(fonts):
+    """Training, the autoencoder's training and the samples never share a picture."""
+    renderer, held_out = Renderer(RECIPE.typography, fonts), Renderer(RECIPE.typography, fonts, held_out=True)
+    trained = {renderer(0, index).texts for index in range(200)}
+    assert not trained & {held_out(0, index).texts for index in range(200)}
+
+
+@pytest.mark.parametrize("recipe", [nano.Recipe(), nano.CPU_RECIPE])
+def test_recipes_leave_room_for_their_captions(recipe, fonts):
+    """The text states that a recipe uses hold nearly every caption whole, template included."""
+    used = recipe.train.context_tokens or 256
+    renderer = Renderer(recipe.typography, fonts)
+    lengths = [len(renderer(0, index).caption) + 12 for index in range(500)]
+    assert sum(length <= used for length in lengths) >= 0.99 * len(lengths)
+
+
+def test_parts_of_pictures_are_taken_everywhere():
+    pictures = torch.arange(100.0).view(1, 1, 10, 10)
+    corners = {float(nano.crop(pictures, 4, seed)[0, 0, 0, 0]) for seed in range(300)}
+    assert corners == {float(10 * row + column) for row in range(7) for column in range(7)}
+    assert torch.equal(nano.crop(pictures, 4, 5), nano.crop(pictures, 4, 5))
