@@ -105,8 +105,8 @@ def test(arguments: list[str]) -> int:
     )
     codes = [call([python, *step], comfyui) for step in steps]
     if not any(shutil.which(browser) for browser in BROWSERS):
-        print("No chromium, chromium-browser or google-chrome on the PATH: the browser tests were skipped.")
-        print("Installing the system's chromium package enables them.")
+        print(f"The browser tests did not run: none of {', '.join(BROWSERS)} is on the PATH.")
+        print("To get them, install the system's Chromium, on Debian with: apt install chromium")
     return next((code for code in codes if code), 0)
 
 

@@ -14,7 +14,8 @@ _spec.loader.exec_module(sys.modules["tiny_model"])
 
 import tiny_model  # noqa: E402
 
-tiny_model.import_by_path("tiny_lora", Path(__file__).with_name("tiny_lora.py"))
+for _name in ("tiny_lora", "example_workflows"):
+    tiny_model.import_by_path(_name, Path(__file__).with_name(f"{_name}.py"))
 
 
 @pytest.fixture(scope="session")

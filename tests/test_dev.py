@@ -222,23 +222,31 @@ def test_all_checks_run_and_the_first_failure_counts(
     codes = iter([0, 3, 5])
     monkeypatch.setattr(dev, "find_comfyui", lambda: (Path("python"), tmp_path))
     monkeypatch.setattr(dev, "require_packages", lambda python: None)
-    monkeypatch.setattr(dev, "call", lambda command, comfyui: commands.append(command[1:]) or next(codes))
+
+    def call(command, comfyui):
+        commands.append(command[1:])
+        sys.stdout.write(f"{command[2]}\n")
+        return next(codes)
+
+    monkeypatch.setattr(dev, "call", call)
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert dev.main(["test", "-k", "nodes"]) == 3
 
     assert commands[:2] == [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."]]
     assert commands[2][-5:] == ["-c", "tests/pytest.ini", "tests", "-k", "nodes"]
-    note = capsys.readouterr().out.splitlines()
-    assert len(note) == 2
-    assert "browser tests were skipped" in note[0]
-    assert "chromium package" in note[1]
+    *steps, told, remedy = capsys.readouterr().out.splitlines()
+    assert steps == ["ruff", "ruff", commands[2][1]], "what is told comes last"
+    assert told == (
+        "The browser tests did not run: none of chromium, chromium-browser, google-chrome is on the PATH."
+    )
+    assert "apt install chromium" in remedy
 
     (tmp_path / "chromium").touch(0o755)
     codes = iter([0, 0, 0])
     assert dev.main(["test", "tests/test_dev.py::test_x"]) == 0
     assert commands[5][-2:] == ["tests/pytest.ini", "tests/test_dev.py::test_x"]
-    assert capsys.readouterr().out == ""
+    assert "browser" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +24,8 @@ from .environment import ROOT, DevError, ask, base_directory_arguments, tail
 class ComfyServer:
     """A ComfyUI process on a loopback port for the length of a `with` block.
 
-    base_dir: models, custom_nodes, input, output and user live here, made if missing, and this pack is linked
-        into it; None is ComfyUI's own, as it is.
+    base_dir: models, custom_nodes, input, output and user live here, made if missing with what a fresh
+        ComfyUI has, and this pack is linked into it; None is ComfyUI's own, as it is.
     log: a file for ComfyUI's output; None is the terminal.
     """
 
@@ -46,6 +47,7 @@ class ComfyServer:
             (base_dir / "custom_nodes").mkdir(parents=True, exist_ok=True)
             self.command += base_directory_arguments(base_dir)
             link_pack(base_dir / "custom_nodes")
+            copy_example_picture(comfyui, base_dir)
         if "--cpu" not in extra_args and not has_accelerator(python):
             self.command.append("--cpu")
 
@@ -143,6 +145,14 @@ class ComfyServer:
             if body is None:
                 raise
             return error.code, error.read()
+
+
+def copy_example_picture(comfyui: Path, base_dir: Path) -> None:
+    """Put the one picture of a fresh ComfyUI, which workflows load, where this one looks for pictures."""
+    picture = Path("input", "example.png")
+    if (comfyui / picture).is_file():
+        (base_dir / picture).parent.mkdir(exist_ok=True)
+        shutil.copy(comfyui / picture, base_dir / picture)
 
 
 def link_pack(custom_nodes: Path) -> Path:

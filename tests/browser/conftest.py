@@ -1,8 +1,10 @@
 """The real editor in headless Chromium, on a ComfyUI with the small model."""
 
+import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import tiny_model
 from playwright.sync_api import sync_playwright
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+RENDERERS = ("classic canvas", "Nodes 2.0")
 CHROMIUM_OPTIONS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -21,19 +23,36 @@ EDITOR_IS_UP = (
 
 
 class Server:
-    """A running ComfyUI and the names of the small model on it."""
+    """A running ComfyUI, its models folder and the names of the small model there."""
 
-    def __init__(self, process, names: dict[str, str]):
-        self.process, self.names = process, names
+    def __init__(self, process, models: Path, names: dict[str, str]):
+        self.process, self.models, self.names = process, models, names
 
 
 class Editor:
-    """The editor's page, and what it has complained about since `watch` was called."""
+    """The editor's page on one of its renderers, and what it has complained about since `watch`."""
 
     def __init__(self, page):
         self.page = page
+        self.vue = False
         self.complaints: list[str] = []
         self.evaluate = page.evaluate
+
+    def render_with(self, renderer: str) -> None:
+        self.vue = renderer == "Nodes 2.0"
+        self.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", self.vue)
+
+    def set_widgets(self, node: int | str, values: dict) -> None:
+        self.evaluate(
+            """([id, values]) => {
+                for (const [name, value] of Object.entries(values)) {
+                    const widget = app.graph.getNodeById(id).widgets.find(widget => widget.name === name)
+                    widget.value = value
+                    widget.callback?.(value)
+                }
+            }""",
+            [node, values],
+        )
 
     def watch(self) -> None:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -45,12 +64,17 @@ class Editor:
             self.complaints.append(f"{message.type}: {message.text}")
 
 
+@pytest.fixture(scope="session")
+def dev():
+    return tiny_model.import_by_path("dev", tiny_model.ROOT / "dev.py")
+
+
 # Module-wide, not session-wide: while playwright runs, no other test of the process can use asyncio.
 @pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+def browser(dev):
+    path = next(filter(None, map(shutil.which, dev.BROWSERS)), None)
     if path is None:
-        pytest.skip(f"needs one of {', '.join(BROWSERS)} on the PATH")
+        pytest.skip(f"needs one of {', '.join(dev.BROWSERS)} on the PATH")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
         yield browser
@@ -58,27 +82,42 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def server(browser, tmp_path_factory):
+def server(browser, dev, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     names = tiny_model.write("authors", base / "models")
-    dev = tiny_model.import_by_path("dev", tiny_model.ROOT / "dev.py")
     with dev.ComfyServer(
         Path(sys.executable), COMFYUI, base, ["--disable-api-nodes"], base / "log.txt"
     ) as process:
         process.post(
             "/api/settings/Comfy.TutorialCompleted", True
         )  # else a newcomer's dialog covers the page
-        yield Server(process, names)
+        yield Server(process, base / "models", names)
         assert process.alive(), process.log_tail()
 
 
-@pytest.fixture
-def editor(browser, server, tmp_path):
-    """A page with the editor started; a picture of it lies in the test's folder afterwards."""
+@contextlib.contextmanager
+def open_editor(browser, server, folder: Path) -> Iterator[Editor]:
+    """A page with the editor started; a picture of it lies in the folder afterwards."""
     page = browser.new_page(viewport={"width": 1800, "height": 1000})
     page.goto(f"http://{server.process.address}")
     page.wait_for_function(EDITOR_IS_UP)
     page.wait_for_load_state("networkidle")
     yield Editor(page)
-    page.screenshot(path=tmp_path / "editor.png")
+    page.screenshot(path=folder / "editor.png")
     page.close()
+
+
+@pytest.fixture(params=RENDERERS)
+def editor(browser, server, tmp_path, request):
+    with open_editor(browser, server, tmp_path) as editor:
+        editor.render_with(request.param)
+        yield editor
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def shared_editor(browser, server, tmp_path_factory, request):
+    """One page for all tests of a module on a renderer, since starting the editor takes seconds."""
+    with open_editor(browser, server, tmp_path_factory.mktemp("editor")) as editor:
+        editor.render_with(request.param)
+        editor.watch()
+        yield editor

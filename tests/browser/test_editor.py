@@ -12,11 +12,9 @@ WORKFLOW = tiny_model.ROOT / "workflows" / "text_to_image.json"
 PROMPT = 'URL "https://ovis.ai/sale" {a|b} /* x */ "$9.99" “双11 // 狂欢” (red:1.2) \\( embedding:x\nline2'
 
 
-@pytest.fixture(params=["classic canvas", "Nodes 2.0"])
-def graph(editor, request):
+@pytest.fixture
+def graph(editor):
     """The editor with the example open and in view, complaints counted from before it was opened."""
-    editor.vue = request.param == "Nodes 2.0"
-    editor.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", editor.vue)
     editor.watch()
     editor.evaluate(
         "graph => app.loadGraphData(graph, true, true, 'text_to_image')",
@@ -44,9 +42,9 @@ def test_graph_opens_and_offers_the_missing_models(graph):
 
 
 def test_graph_runs_and_the_prompt_arrives_as_typed(graph, server):
-    set_widgets(graph, 1, server.names)
-    set_widgets(graph, 4, {"aspect_ratio": "custom", "width": 128, "height": 192})
-    set_widgets(graph, 5, {"steps": 2})
+    graph.set_widgets(1, server.names)
+    graph.set_widgets(4, {"aspect_ratio": "custom", "width": 128, "height": 192})
+    graph.set_widgets(5, {"steps": 2})
     prompt = f"{PROMPT}\n{graph.vue}"  # another each time, lest ComfyUI reuse the first
     box = graph.page.evaluate_handle(
         "[...document.querySelectorAll('textarea')].find(box => box.value.includes('SLOW MORNINGS'))"
@@ -70,16 +68,3 @@ def test_graph_runs_and_the_prompt_arrives_as_typed(graph, server):
     )
     expect(graph.page.get_by_text(re.compile(r"\d+ of 284 tokens")).first).to_be_visible()
     assert graph.complaints == []
-
-
-def set_widgets(editor, node: int, values: dict) -> None:
-    editor.evaluate(
-        """([id, values]) => {
-            for (const [name, value] of Object.entries(values)) {
-                const widget = app.graph.getNodeById(id).widgets.find(widget => widget.name === name)
-                widget.value = value
-                widget.callback?.(value)
-            }
-        }""",
-        [node, values],
-    )

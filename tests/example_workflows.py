@@ -1,0 +1,70 @@
+"""The example workflows, what the small model makes of them, and the values that make that quick."""
+
+import json
+import re
+
+import tiny_lora
+import tiny_model
+from safetensors.torch import save_file
+
+FOLDER = tiny_model.ROOT / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+LORA = "ovis_image_lora.safetensors"
+SHRINK = 8
+SIDES = {  # widgets that are pixels
+    "SolidMask": ("width", "height"),
+    "FeatherMask": ("left", "top", "right", "bottom"),
+    "MaskComposite": ("x", "y"),
+    "GrowMask": ("expand",),
+    "ResizeAndPadImage": ("target_width", "target_height"),
+    "ImageGrid": ("cell_width", "cell_height", "padding"),
+}
+# The sizes of the pictures that each saves, with `quick_values`: node by node, in the order of their ids.
+PICTURES = {
+    "text_to_image": [(128, 128)],
+    "text_to_image_primitives": [(128, 128)],
+    "image_to_image": [(144, 144)],
+    "inpainting": [(144, 144)],
+    "lora": [(128, 128)],
+    "batch_of_seeds": [(128, 128)] * 4,
+    "aspect_ratio_sheet": [
+        *[(96, 160), (112, 128), (128, 128), (144, 96), (160, 96), (256, 64)],
+        (3 * 64 + 2, 2 * 72 + 1),
+    ],
+}
+
+
+def editor_graph(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def api_graph(name: str) -> dict:
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text("utf-8"))
+
+
+def quick_values(api: dict) -> dict[str, dict]:
+    """{node id: {widget: value}} for 2 steps and pictures an eighth as wide."""
+    values = {}
+    for number, node in api.items():
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind == "OvisImageEmptyLatent":
+            width, height = map(int, re.search(r"(\d+)x(\d+)", inputs["aspect_ratio"]).groups())
+            size = {"width": width // SHRINK // 16 * 16, "height": height // SHRINK // 16 * 16}
+            values[number] = {"aspect_ratio": "custom", **size}
+        elif kind == "ImageScaleToTotalPixels":
+            values[number] = {"megapixels": round(inputs["megapixels"] / SHRINK**2, 2)}  # as the editor does
+        elif kind in SIDES:
+            sides = {side: inputs[side] for side in SIDES[kind] if not isinstance(inputs[side], list)}
+            values[number] = {side: value // SHRINK for side, value in sides.items()}
+        elif "steps" in inputs:
+            values[number] = {"steps": 2}
+    return values
+
+
+def write_lora(models) -> int:
+    """Writes the LoRA that the workflow names below a ComfyUI `models` folder -> how many layers it has."""
+    (models / "loras").mkdir(exist_ok=True)
+    pairs = tiny_lora.random_pairs(tiny_model.tiny_parts()[0])
+    tensors, _ = tiny_lora.lora_file(pairs, "diffusion_model.")
+    save_file(tensors, models / "loras" / LORA)
+    return len(pairs)
