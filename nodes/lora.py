@@ -75,8 +75,8 @@ class OvisImageLoraConvert(io.ComfyNode):
                     "dialect",
                     options=list(DIALECTS),
                     default="comfyui",
-                    tooltip="comfyui and kohya: for ComfyUI's own LoRA loaders. diffusers: for diffusers "
-                    "and PEFT.",
+                    tooltip="Whose names the file will have. ComfyUI's LoRA loaders read comfyui and kohya "
+                    "on any Ovis-Image MODEL; the others are for the tools of that name.",
                 ),
                 io.String.Input(
                     "filename_prefix",

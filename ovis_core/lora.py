@@ -136,19 +136,20 @@ def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def all_layers(config: TransformerConfig) -> dict[str, list[Rows]]:
-    """Every dialect's names of the layers (the authors', ComfyUI's, diffusers'), as `layer_table`."""
-    authors = flux_transformer_rules(config.depth, config.depth_single_blocks, "semantic_txt")
-    table = _places(authors, parameter_shapes(config))
-    return table | layer_table(config, diffusers=False) | layer_table(config, diffusers=True)
+    """The layers under the names of all three, as `layer_table`."""
+    return layer_table(config, "authors") | layer_table(config, "comfyui") | layer_table(config, "diffusers")
 
 
-def layer_table(config: TransformerConfig, diffusers: bool) -> dict[str, list[Rows]]:
-    """A dialect's names of the layers, ComfyUI's or diffusers', without prefix -> where their rows belong."""
+def layer_table(config: TransformerConfig, names: str) -> dict[str, list[Rows]]:
+    """The layers as `comfyui`, the `authors` or `diffusers` name them, without prefix -> where their rows
+    belong.
+    """
     sizes = config.depth, config.depth_single_blocks
-    if diffusers:
+    if names == "diffusers":
         single_rows = (config.hidden_size,) * 3 + (2 * config.mlp_size,)
         return _places(diffusers_transformer_rules(*sizes, single_rows), parameter_shapes(config))
-    return _places(flux_transformer_rules(*sizes, "txt"), parameter_shapes(config))
+    text = {"comfyui": "txt", "authors": "semantic_txt"}[names]
+    return _places(flux_transformer_rules(*sizes, text), parameter_shapes(config))
 
 
 def _places(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Rows]]:

@@ -1,6 +1,7 @@
 """Changes of our layers -> LoRA files in the dialect that another tool reads."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,11 +9,23 @@ from torch import Tensor
 from .lora import Change, Lora, Rows, dense, layer_table
 from .transformer import TransformerConfig
 
-# dialect: (prefix, whether dots become underscores, whether layers are named as in diffusers)
+
+@dataclass(frozen=True)
+class Dialect:
+    prefix: str
+    names: str  # whose, as for `layer_table`
+    underscores: bool = False  # in place of dots
+    peft: bool = False  # PEFT's endings, which know LoRA and DoRA alone and no alpha
+
+
 DIALECTS = {
-    "comfyui": ("diffusion_model.", False, False),
-    "kohya": ("lora_unet_", True, False),
-    "diffusers": ("transformer.", False, True),
+    "comfyui": Dialect("diffusion_model.", "comfyui"),
+    "kohya": Dialect("lora_unet_", "comfyui", underscores=True),
+    "diffusers": Dialect("transformer.", "diffusers", peft=True),
+    "peft": Dialect("base_model.model.", "diffusers", peft=True),
+    "onetrainer": Dialect("lora_transformer_", "diffusers", underscores=True),
+    "lycoris": Dialect("lycoris_", "diffusers", underscores=True),
+    "authors": Dialect("", "authors"),
 }
 PEFT_ENDINGS = {
     "lora_down.weight": "lora_A.weight",
@@ -25,21 +38,21 @@ def write_lora(lora: Lora, config: TransformerConfig, dialect: str) -> dict[str,
     """The tensors of a file in a dialect (`DIALECTS`) that changes the same weights by the same amounts.
 
     A layer that is one of ours keeps its tensors; rows are joined by stacking ranks and cut without loss.
-    diffusers knows LoRA and DoRA alone and no alpha, so there alpha is multiplied in and other methods
-    become a LoRA of full rank. Raises ValueError for what a dialect cannot say.
+    For PEFT's endings alpha is multiplied in and other methods than LoRA become one of full rank. Raises
+    ValueError for what a dialect cannot say.
     """
-    prefix, underscores, diffusers = DIALECTS[dialect]
+    form = DIALECTS[dialect]
     file = {}
-    for layer, places in layer_table(config, diffusers).items():
+    for layer, places in layer_table(config, form.names).items():
         pieces = [piece for place in places for piece in _pieces(lora.changes, place, "weight")]
         rows = sum(place.length for place in places)
         tensors = _join(layer, pieces, rows) if pieces else {}
         biases = [piece for place in places for piece in _pieces(lora.changes, place, "bias")]
         if biases:
             tensors["diff_b"] = _dense_rows(biases, rows)
-        if diffusers and tensors:
+        if form.peft and tensors:
             tensors = _as_peft(layer, tensors)
-        name = prefix + (layer.replace(".", "_") if underscores else layer)
+        name = form.prefix + (layer.replace(".", "_") if form.underscores else layer)
         # Cloned, because layers that were cut from one share its matrix, and files share nothing.
         file |= {f"{name}.{ending}": tensor.clone() for ending, tensor in tensors.items()}
     return file
@@ -127,7 +140,7 @@ def _scale(tensors: Mapping[str, Tensor]) -> float:
 def _as_peft(layer: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if "diff_b" in tensors:
         raise ValueError(
-            f"the file changes the bias of {layer}, which diffusers' dialect cannot say; use comfyui or kohya"
+            f"the file changes the bias of {layer}, which PEFT's endings cannot say; use comfyui or kohya"
         )
     if "lora_up.weight" not in tensors:
         difference = dense(tensors)

@@ -278,7 +278,10 @@ def convert_file(pack, model, load, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("dialect", ["comfyui", "kohya", "diffusers"])
+CONVERTED = ["comfyui", "kohya", "diffusers", "peft", "onetrainer", "lycoris", "authors"]
+
+
+@pytest.mark.parametrize("dialect", CONVERTED)
 @pytest.mark.parametrize("names", ["flux", "diffusers"])
 @pytest.mark.parametrize("kind", ["lora", "alpha", "dora", "diff", "lokr"])
 def test_conversion_changes_the_same_weights(
@@ -308,7 +311,7 @@ def test_converted_files_work_in_comfyuis_own_loader(model, load, convert_file, 
 
     tensors, _ = lora_file(random_pairs(diffusers_pipeline.transformer), "lora_transformer_")
     expected = weights_of(load(model, tensors, 0.7)[0])
-    for dialect in ("comfyui", "kohya"):
+    for dialect in CONVERTED:
         stock, _ = comfy.sd.load_lora_for_models(model, None, convert_file(tensors, dialect), 0.7, 0)
         got = weights_of(stock)
         assert all(torch.allclose(got[key], value, atol=2e-5) for key, value in expected.items())
@@ -331,7 +334,7 @@ def test_converted_files_work_in_diffusers(model, convert_file, load, diffusers_
 
 
 def test_conversion_refuses_what_a_dialect_cannot_say(model, convert_file):
-    with pytest.raises(ValueError, match="bias of context_embedder, which diffusers' dialect cannot say"):
+    with pytest.raises(ValueError, match="bias of context_embedder, which PEFT's endings cannot say"):
         convert_file({"txt_in.diff_b": torch.ones(256)}, "diffusers")
     pair = {"txt_in.lora_A.weight": torch.ones(4, 32), "txt_in.lora_B.weight": torch.ones(256, 4)}
     with pytest.raises(ValueError, match="a converted file would lack them"):
