@@ -33,6 +33,7 @@ from .layers import (
 from .layouts import num_blocks
 
 TIME_DIM = 256
+MAX_TABLES = 4  # sizes whose rotary tables are kept, 4 MB each at 1024x1024
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class OvisImageTransformer(nn.Module):
             SingleStreamBlock(*block, **factory) for _ in range(config.depth_single_blocks)
         )
         self.final_layer = LastLayer(hidden, config.in_channels, ops, **factory)
+        self._tables: dict[tuple, Tensor] = {}
 
     def forward(
         self, x: Tensor, sigma: Tensor, context: Tensor, attention: Attention = sdp_attention
@@ -132,11 +134,22 @@ class OvisImageTransformer(nn.Module):
         img = self.img_in(pack_latents(padded))  # (B, L, D)
         txt = self.txt_in(self.txt_norm(context))  # (B, L, D)
         vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(img.dtype))  # (B, D)
-        ids = torch.cat((text_ids(txt.shape[1]), image_ids(even_height, even_width)))
-        pe = self.pe_embedder(ids, img.device)
+        pe = self.rotary_table(txt.shape[1], even_height, even_width, img.device)
 
         tokens = self.final_layer(self.run_blocks(img, txt, vec, pe, attention), vec)
         return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
+
+    def rotary_table(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
+        """`EmbedND`'s table of a size in latent pixels, made once: every step needs the same one."""
+        key = num_text, height, width, device
+        if key not in self._tables:
+            if len(self._tables) >= MAX_TABLES:
+                self._tables.pop(next(iter(self._tables)))
+            ids = torch.cat((text_ids(num_text), image_ids(height, width)))
+            # A tensor made in inference mode could not be used where gradients are wanted later.
+            with torch.inference_mode(False):
+                self._tables[key] = self.pe_embedder(ids, device)
+        return self._tables[key]
 
     def run_blocks(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """Image tokens (B, L, D), text tokens (B, L, D), vec (B, D) -> image tokens."""

@@ -1,10 +1,11 @@
 import copy
 
 import pytest
+import tiny_model
 import torch
 
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents
-from ovis_core.transformer import OvisImageTransformer, TransformerConfig
+from ovis_core.transformer import MAX_TABLES, OvisImageTransformer, TransformerConfig
 
 # 512x512, 768x1344, 512x2048 and 2048x512 pixels, at a quarter of their sides, in latent pixels.
 SIZES = [(16, 16), (24, 42), (16, 64), (64, 16)]
@@ -120,3 +121,24 @@ def test_released_model_has_the_reported_number_of_parameters():
 def test_a_config_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="rotary dimensions"):
         TransformerConfig(num_heads=16)
+
+
+def test_rotary_tables_are_made_once_a_size_and_serve_gradients_too():
+    torch.manual_seed(0)
+    network = OvisImageTransformer(tiny_model.TRANSFORMER)
+    made = []
+    network.pe_embedder.register_forward_hook(lambda *args: made.append(args))
+    x, context = torch.randn(1, 16, 4, 6), torch.randn(1, 8, 32)
+    with torch.inference_mode():
+        first = network(x, torch.ones(1), context)
+        network(x.mT.contiguous(), torch.ones(1), context)
+        network(x, torch.ones(1), context[:, :5])
+        network(x, torch.ones(1), context)
+    assert len(made) == 3
+    again = network(x, torch.ones(1), context)
+    again.sum().backward()
+    assert torch.equal(again, first)
+    assert network.img_in.weight.grad.abs().max() > 0
+    for height in range(2, 24, 2):
+        network(torch.randn(1, 16, height, 4), torch.ones(1), context)
+    assert len(network._tables) == MAX_TABLES
