@@ -2,7 +2,8 @@
 
 B batch, L tokens (text first, then image), D hidden, H heads. Names follow FLUX. Two seams enter here:
 `ops`, the namespace that Linear, LayerNorm and RMSNorm come from (`torch.nn`, or ComfyUI's for casting,
-offloading and quantised weights), and `attention`, a function of q, k, v.
+offloading and quantised weights), and `attention`, a function of q, k, v. One whose attribute `is_watched` is
+true lets others see q, k and v, which then stay as they are.
 
 Residuals are added out of place: an in-place add would overwrite what gradient checkpointing needs for the
 backward pass.
@@ -92,7 +93,14 @@ class SingleStreamBlock(nn.Module):
         q, k = self.norm(q, k)
         attn = attention(q, k, v, pe)
 
-        output = self.linear2(torch.cat((attn, functional.silu(mlp_gate) * mlp), dim=-1))
+        if rows.requires_grad or getattr(attention, "is_watched", False):
+            output = self.linear2(torch.cat((attn, functional.silu(mlp_gate) * mlp), dim=-1))
+        else:
+            # Nobody needs v, mlp and mlp_gate again, and v lies before mlp as linear2 wants attn to lie.
+            v_and_mlp = rows[..., 2 * self.hidden_size : 3 * self.hidden_size + self.mlp_size]
+            mlp.mul_(functional.silu(mlp_gate, inplace=True))
+            v_and_mlp[..., : self.hidden_size] = attn
+            output = self.linear2(v_and_mlp.flatten(0, 1)).unflatten(0, x.shape[:2])
         return clip_fp16(torch.addcmul(x, gate, output))
 
 
@@ -208,7 +216,7 @@ class EmbedND(nn.Module):
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
     """Rotates neighbouring pairs of x (B, H, L, D/H) by pe, in float32 or wider."""
     pairs = x.to(torch.promote_types(x.dtype, pe.dtype)).unflatten(-1, (-1, 1, 2))
-    rotated = pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]
+    rotated = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
     return rotated.flatten(-2).to(x.dtype)
 
 

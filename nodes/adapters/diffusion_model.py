@@ -43,6 +43,14 @@ class PatchedAttention:
         self.mask = mask
         self.num_text = num_text  # of a double block, whose patches are told where the image begins
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether another node's code sees q, k and v, and may keep them."""
+        watchers = "attn1_patch", "attn1_output_patch"
+        return "optimized_attention_override" in self.options or any(
+            self.options.get("patches", {}).get(name) for name in watchers
+        )
+
     def inside(self, block_type: str, index: int, total: int) -> dict:
         """The options as a block's patches see them."""
         return {**self.options, "block_type": block_type, "block_index": index, "total_blocks": total}

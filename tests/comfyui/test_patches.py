@@ -119,3 +119,31 @@ def test_wrappers_see_what_they_see_on_flux(models):
     for model in models:
         run(model, {"wrappers": {kind: {"test": [wrapper]}}})
     assert seen[0][:7] == seen[1][:7]
+
+
+@pytest.mark.parametrize("kind", ["attn1_patch", "attn1_output_patch", "optimized_attention_override"])
+def test_what_a_patch_keeps_stays_as_it_was(models, kind):
+    """Without patches, v's memory is used again; whoever sees it may keep it."""
+    kept = []
+
+    def keep(*tensors):
+        kept.extend((tensor, tensor.clone()) for tensor in tensors)
+
+    def attn1_patch(q, k, v, pe, attn_mask, extra_options):
+        keep(q, k, v)
+        return {}
+
+    def attn1_output_patch(out, extra_options):
+        keep(out)
+        return out
+
+    def optimized_attention_override(function, q, k, v, *args, **kwargs):
+        keep(q, k, v)
+        return function(q, k, v, *args, **kwargs)
+
+    patch = locals()[kind]
+    options = {kind: patch} if "override" in kind else {"patches": {kind: [patch]}}
+    patched, plain = run(models[0], options), run(models[0], {})
+    assert torch.equal(patched, plain)
+    assert len(kept) >= 4
+    assert all(torch.equal(tensor, copy) for tensor, copy in kept)

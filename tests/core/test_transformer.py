@@ -142,3 +142,16 @@ def test_rotary_tables_are_made_once_a_size_and_serve_gradients_too():
     for height in range(2, 24, 2):
         network(torch.randn(1, 16, height, 4), torch.ones(1), context)
     assert len(network._tables) == MAX_TABLES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reused_memory_changes_nothing(parts, dtype):
+    """Without gradients the single blocks write over what nobody needs again."""
+    network = copy.deepcopy(parts[0]).to(dtype)
+    arguments = [tensor.to(dtype) for tensor in inputs(2, 8, 12)]
+    with torch.no_grad():
+        without = network(*arguments)
+    network.requires_grad_(True)
+    with_gradients = network(*arguments)
+    assert with_gradients.requires_grad
+    assert torch.allclose(without, with_gradients, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
