@@ -48,13 +48,12 @@ class DoubleStreamBlock(nn.Module):
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(vec)
 
-        img_q, img_k, img_v = self.img_attn.project(modulate(self.img_norm1(img), img_shift1, img_scale1))
-        txt_q, txt_k, txt_v = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_shift1, txt_scale1))
-
-        q = torch.cat((txt_q, img_q), dim=2)  # (B, H, L, D/H)
-        k = torch.cat((txt_k, img_k), dim=2)
-        v = torch.cat((txt_v, img_v), dim=2)
-        attn = attention(q, k, v, pe)  # (B, L, D)
+        img_qkv = self.img_attn.project(modulate(self.img_norm1(img), img_shift1, img_scale1))
+        txt_qkv = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_shift1, txt_scale1))
+        q, k, v = (torch.cat(streams, dim=2) for streams in zip(txt_qkv, img_qkv, strict=True))
+        del img_qkv, txt_qkv  # memory that is wanted again at once
+        attn = attention(q, k, v, pe)  # (B, L, D), from (B, H, L, D/H) three times
+        del q, k, v
         txt_attn, img_attn = attn[:, : txt.shape[1]], attn[:, txt.shape[1] :]
 
         img = torch.addcmul(img, img_gate1, self.img_attn.proj(img_attn))
@@ -172,7 +171,10 @@ class SwiGLU(nn.Module):
         self.down_proj = ops.Linear(mlp_size, hidden_size, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if gate.requires_grad:
+            return self.down_proj(functional.silu(gate) * up)
+        return self.down_proj(functional.silu(gate, inplace=True).mul_(up))
 
 
 class MLPEmbedder(nn.Module):
@@ -215,9 +217,18 @@ class EmbedND(nn.Module):
 
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
     """Rotates neighbouring pairs of x (B, H, L, D/H) by pe, in float32 or wider."""
-    pairs = x.to(torch.promote_types(x.dtype, pe.dtype)).unflatten(-1, (-1, 1, 2))
-    rotated = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
-    return rotated.flatten(-2).to(x.dtype)
+    dtype = torch.promote_types(x.dtype, pe.dtype)
+    if x.requires_grad:
+        pairs = x.to(dtype).unflatten(-1, (-1, 1, 2))
+        rotated = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
+        return rotated.flatten(-2).to(x.dtype)
+    # The same in a third of the memory: the pairs' halves one by one, into the copy that is returned.
+    wide = x.to(dtype, copy=True)
+    first, second = wide.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.addcmul(pe[..., 1, 0] * first, pe[..., 1, 1], second)
+    first.mul_(pe[..., 0, 0]).addcmul_(pe[..., 0, 1], second)
+    second.copy_(rotated)
+    return wide.to(x.dtype)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
