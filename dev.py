@@ -4,6 +4,7 @@
     python3 dev.py demo [--prompt TEXT] [--out FILE]    one image from a small random-weight model
     python3 dev.py test [pytest arguments]              lint, format check, all tests
     python3 dev.py serve [--port N] [-- arguments]      ComfyUI with this pack, for the browser
+    python3 dev.py bench NAME                           a measurement, written to tests/bench/results
 
 The first run sets ComfyUI up in the user's cache directory (about 6 GB); later runs and other clones use it.
 With COMFYUI_PATH=<folder>, an existing ComfyUI and its Python are used and nothing is installed into them.
@@ -35,6 +36,7 @@ from tools.environment import DevError, cache_directory, find_comfyui, require_p
 from tools.server import ComfyServer, link_pack  # noqa: E402
 
 API_EXAMPLE = ROOT / "workflows" / "api" / "text_to_image.py"
+BENCHES = ROOT / "tests" / "bench"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -51,12 +53,16 @@ def main(argv: list[str]) -> int:
         "serve", help="ComfyUI with this pack; arguments after -- go to ComfyUI"
     )
     serve_parser.add_argument("--port", type=int, default=8188, help="default: 8188")
+    bench_parser = commands.add_parser("bench", help="a measurement, written to tests/bench/results")
+    bench_parser.add_argument("name", choices=bench_names())
 
     split = 1 if argv[:1] == ["test"] else argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:split])
     try:
         if args.command == "demo":
             return demo(args.prompt, args.out)
+        if args.command == "bench":
+            return bench(args.name)
         return test(argv[1:]) if args.command == "test" else serve(args.port, argv[split + 1 :])
     except DevError as error:
         print(f"dev.py: {error}", file=sys.stderr)
@@ -124,6 +130,18 @@ def serve(port: int, arguments: list[str]) -> int:
     with ComfyServer(python, comfyui, base_dir, arguments, port=port) as server:
         print(f"open http://{server.address} in a browser; Ctrl-C stops it", flush=True)
         return server.process.wait()
+
+
+def bench_names() -> list[str]:
+    """The scripts of the bench that can be run by themselves."""
+    scripts = (path for path in BENCHES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+    return sorted(path.stem.replace("_", "-") for path in scripts)
+
+
+def bench(name: str) -> int:
+    python, comfyui = find_comfyui()
+    require_packages(python)
+    return call([python, BENCHES / f"{name.replace('-', '_')}.py"], comfyui)
 
 
 def call(command: Sequence[str | Path], comfyui: Path) -> int:

@@ -1,0 +1,91 @@
+"""What a forward costs, counted while it runs on tensors without data (the meta device)."""
+
+import weakref
+from collections import Counter
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
+
+
+class Meter(TorchDispatchMode):
+    """Floating point operations, operators, and the bytes of tensors alive at once that were made inside.
+
+    Attention is counted as a fused kernel: two matrix products, and no table of all pairs in memory.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+        self.operators: Counter[str] = Counter()
+        self.bytes = self.peak_bytes = 0
+        self._owners: dict[int, int] = {}  # storage: how many tensors made inside share it
+
+    def __enter__(self):
+        self.attention = _FusedAttention(self)
+        self.attention.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        self.attention.__exit__(*exception)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        name = str(function.overloadpacket)
+        if not function.is_view:
+            self.operators[name] += 1
+        if name in MATRIX_PRODUCTS:
+            left = [leaf for leaf in args if isinstance(leaf, Tensor)][-2]
+            self.flops += 2 * out.numel() * left.shape[-1]
+        elif name == "aten.convolution":
+            weight = args[1]
+            self.flops += 2 * out.numel() * weight[0].numel()
+        known = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._own(leaf, known)
+        return out
+
+    def _own(self, tensor: Tensor, known: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._owners:
+            if key in known:
+                return  # a view of a weight or of an input
+            self._owners[key] = 0
+            self.bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.bytes)
+        self._owners[key] += 1
+        weakref.finalize(tensor, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._owners[key] -= 1
+        if not self._owners[key]:
+            del self._owners[key]
+            self.bytes -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Stands in for scaled_dot_product_attention, which on the meta device would write the table out."""
+
+    def __init__(self, meter: Meter):
+        super().__init__()
+        self.meter = meter
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            q, k, v = given["query"], given["key"], given["value"]
+            self.meter.flops += (
+                2 * q.numel() * k.shape[-2] + 2 * q[..., 0].numel() * k.shape[-2] * v.shape[-1]
+            )
+            self.meter.operators["attention"] += 1
+            return torch.empty_like(q[..., : v.shape[-1]], memory_format=torch.contiguous_format)
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,82 @@
+"""Measured rows beside their peers -> JSON, a Markdown table and a plot."""
+
+import dataclasses
+import datetime as dt
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+RESULTS = Path(__file__).resolve().parent / "results"
+BAR_HEIGHT, LABEL_WIDTH, WIDTH = 26, 430, 960
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of ours and a peer's from the same run; `ratio` above 1 is better for us."""
+
+    id: str
+    what: str
+    ours: float
+    peer: float
+    peer_name: str
+    ratio: float
+    unit: str
+    command: str
+    hardware: str
+    date: str
+
+
+def less_is_better(
+    id: str, what: str, ours: float, peer: float, peer_name: str, unit: str, command: str
+) -> Row:
+    today = dt.date.today().isoformat()
+    return Row(id, what, ours, peer, peer_name, peer / ours, unit, command, hardware(), today)
+
+
+def hardware() -> str:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def write(name: str, rows: Iterable[Row], note: str) -> None:
+    """results/NAME.json, .md and .png."""
+    rows = list(rows)
+    RESULTS.mkdir(exist_ok=True)
+    entries = [dataclasses.asdict(row) for row in rows]
+    (RESULTS / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
+    (RESULTS / f"{name}.md").write_text(markdown(rows, note), "utf-8")
+    plot(rows).save(RESULTS / f"{name}.png")
+
+
+def markdown(rows: list[Row], note: str) -> str:
+    lines = ["| what | ours | peer | | ratio |", "|---|---|---|---|---|"]
+    for row in rows:
+        figures = f"{row.ours:.4g} {row.unit} | {row.peer:.4g} {row.unit}"
+        lines.append(f"| {row.what} | {figures} | {row.peer_name} | {row.ratio:.2f} |")
+    source = f"`{rows[0].command}`, {rows[0].date}, {rows[0].hardware}. Ratios above 1 are better for us."
+    return "\n".join([*lines, "", f"{source} {note}", ""])
+
+
+def plot(rows: list[Row]) -> Image.Image:
+    """A bar a row; the line is a ratio of 1."""
+    image = Image.new("RGB", (WIDTH, BAR_HEIGHT * (len(rows) + 1)), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    scale = (WIDTH - LABEL_WIDTH - 60) / max(1.2, *(row.ratio for row in rows))
+    for i, row in enumerate(rows):
+        top = BAR_HEIGHT // 2 + i * BAR_HEIGHT
+        draw.text((8, top + 4), f"{row.what}, beside {row.peer_name}", "black", font)
+        colour = "#1f4e9c" if row.ratio >= 1 else "#b05030"
+        draw.rectangle((LABEL_WIDTH, top + 3, LABEL_WIDTH + scale * row.ratio, top + BAR_HEIGHT - 3), colour)
+        draw.text((LABEL_WIDTH + scale * row.ratio + 6, top + 4), f"{row.ratio:.2f}", "black", font)
+    one = LABEL_WIDTH + scale
+    draw.line((one, 0, one, image.height), "#888888")
+    return image
