@@ -1,11 +1,14 @@
 """The nodes in menu order."""
 
+from .campaign import OvisCampaignRows, OvisLabelledGrid
 from .conditioning import OvisImageTextEncode
+from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisStyle
 from .latents import OvisImageEmptyLatent
 from .loaders import OvisImageLoader
 from .lora import OvisImageLoraConvert, OvisImageLoraLoader
 from .sampling import OvisImageGuider, OvisImageSampler, OvisImageScheduler
 from .vae import OvisImageVAEDecode, OvisImageVAEEncode
+from .verify import OvisTextBestOf, OvisTextRetry, OvisTextVerify
 
 NODES = [
     OvisImageLoader,
@@ -18,4 +21,13 @@ NODES = [
     OvisImageVAEDecode,
     OvisImageVAEEncode,
     OvisImageLoraConvert,
+    OvisCopy,
+    OvisStyle,
+    OvisLayout,
+    OvisPromptCheck,
+    OvisCampaignRows,
+    OvisLabelledGrid,
+    OvisTextVerify,
+    OvisTextBestOf,
+    OvisTextRetry,
 ]

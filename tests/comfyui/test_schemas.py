@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parents[1] / "data" / "schemas.json"
+JUDGING = ("texts", "threshold", "case_sensitive", "width_sensitive", "count_extra")
 CONTRACT = {
     "OvisImageLoader": ["model_name", "text_encoder_name", "vae_name", "weight_dtype"],
     "OvisImageLoraLoader": ["model", "lora_name", "strength_model"],
@@ -38,6 +39,27 @@ CONTRACT = {
     "OvisImageVAEDecode": ["samples", "vae", "tile_size"],
     "OvisImageVAEEncode": ["pixels", "vae", "tile_size"],
     "OvisImageLoraConvert": ["model", "lora_name", "dialect", "filename_prefix"],
+    "OvisCopy": [
+        *("headline", "subtitle", "body", "call_to_action", "price", "footer", "scene", "style"),
+        "language",
+    ],
+    "OvisStyle": ["style", "colour", "language"],
+    "OvisLayout": ["elements", "scene", "style", "language"],
+    "OvisPromptCheck": ["text", "steps", "cfg", "fix", "language", "clip"],
+    "OvisCampaignRows": [
+        *("file", "rows", "headline", "style", "seed", "size", "file_name", "first_row", "last_row"),
+        *("max_rows", "skip_existing"),
+    ],
+    "OvisLabelledGrid": [
+        *("images", "labels", "columns", "cell_size", "font_size", "column_labels", "row_labels"),
+    ],
+    "OvisTextVerify": ["image", *JUDGING],
+    "OvisTextBestOf": ["images", *JUDGING],
+    "OvisTextRetry": [
+        *("model", "positive", "negative", "latent_image", "vae"),
+        *JUDGING,
+        *("max_tries", "seed", "steps", "cfg", "sampler_name", "denoise", "noise"),
+    ],
 }
 
 
@@ -46,7 +68,7 @@ def schemas(server) -> dict:
     info = server.get("/object_info")
     schemas = {name: info[name] for name in CONTRACT}
     for schema in schemas.values():  # less the test's own files
-        for name in ("model_name", "text_encoder_name", "vae_name", "lora_name"):
+        for name in ("model_name", "text_encoder_name", "vae_name", "lora_name", "file"):
             schema["input"]["required"].get(name, [None, {}])[1].pop("options", None)
     for schema in schemas.values():
         schema.pop("python_module")

@@ -1,0 +1,1 @@
+"""Words that come out right: what a prompt asks for in letters, and what is seen of it in the picture."""

@@ -1,0 +1,128 @@
+"""The texts of a poster and what surrounds them -> one prompt, with nothing altered."""
+
+from dataclasses import dataclass
+
+from .quotes import quote, quoted_texts
+
+FIELDS = ("headline", "subtitle", "body", "call_to_action", "price", "footer")  # from top to bottom
+LANGUAGES = ("English", "Chinese")
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One language's sentences around the texts.
+
+    openers: quotation marks in order of preference.
+    """
+
+    openers: str
+    style: str
+    texts: str
+    fields: dict[str, str]
+    comma: str
+    stop: str
+    scene: str
+
+
+WORDINGS = {
+    "English": Wording(
+        openers='"“',
+        style="Lettering: ",
+        texts="Text from top to bottom: ",
+        fields={
+            "headline": "the large headline ",
+            "subtitle": "the subtitle ",
+            "body": "the body text ",
+            "call_to_action": "the call to action ",
+            "price": "the price ",
+            "footer": "in small letters at the bottom the footer ",
+        },
+        comma=", ",
+        stop=". ",
+        scene="Scene: ",
+    ),
+    "Chinese": Wording(
+        openers="“「『",
+        style="文字样式：",
+        texts="画面文字从上到下：",
+        fields={
+            "headline": "大标题",
+            "subtitle": "副标题",
+            "body": "正文",
+            "call_to_action": "行动号召",
+            "price": "价格",
+            "footer": "底部小字",
+        },
+        comma="，",
+        stop="。",
+        scene="画面：",
+    ),
+}
+ENDINGS = (".", "!", "?", "。", "！", "？", "…")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A prompt, and the texts that it asks for in reading order."""
+
+    prompt: str
+    texts: tuple[str, ...]
+
+
+def compose(texts: dict[str, str], scene: str = "", style: str = "", language: str = "English") -> Composed:
+    """Copy by field -> a prompt with the lettering's style first, since the model follows it best there.
+
+    Blank fields are left out; every other character of every field is in the prompt as it is given.
+    Raises ValueError when all is blank, or when quotation marks leave in doubt what is to be drawn.
+    """
+    wording = wording_of(language)
+    asked = {field: texts[field] for field in FIELDS if texts.get(field, "").strip()}
+    phrases = [
+        wording.fields[field] + quote(text, openers_for(text, wording), f"the {field}")
+        for field, text in asked.items()
+    ]
+    return Composed(assemble(phrases, tuple(asked.values()), scene, style, wording), tuple(asked.values()))
+
+
+def assemble(phrases: list[str], texts: tuple[str, ...], scene: str, style: str, wording: Wording) -> str:
+    """Style, quoted texts and scene -> the prompt. Raises ValueError as `compose` does."""
+    parts = []
+    if style.strip():
+        parts.append(wording.style + _sentence(style, wording))
+    if phrases:
+        parts.append(wording.texts + wording.comma.join(phrases) + wording.stop)
+    if scene.strip():
+        parts.append(wording.scene + scene if parts else scene)
+    prompt = "".join(parts)
+    if not prompt:
+        raise ValueError("every field is empty; fill in a headline or a scene")
+    if not _holds(quoted_texts(prompt), texts):
+        raise ValueError(
+            "the quotation marks in the style or the scene have no partner and would swallow the texts; "
+            "close them or take them out"
+        )
+    return prompt if scene.strip() else prompt.removesuffix(" ")
+
+
+def wording_of(language: str) -> Wording:
+    """Raises ValueError for a language that has no wording."""
+    if language not in WORDINGS:
+        raise ValueError(f"the language is {language!r}; choose one of {', '.join(LANGUAGES)}")
+    return WORDINGS[language]
+
+
+def openers_for(text: str, wording: Wording) -> str:
+    """The language's quotes, but curly ones where the tokenizer would merge a straight one with a symbol."""
+    return wording.openers if text[0].isalnum() else wording.openers.replace('"', "") + '"'
+
+
+def _sentence(text: str, wording: Wording) -> str:
+    return (
+        text + wording.stop.strip() * (not text.rstrip().endswith(ENDINGS)) + " " * wording.stop.endswith(" ")
+    )
+
+
+def _holds(found: list[str], wanted: tuple[str, ...]) -> bool:
+    """Whether `wanted` is in `found` in its order; the scene may quote texts of its own."""
+    rest = iter(found)
+    return all(text in rest for text in wanted)

@@ -1,0 +1,308 @@
+"""Pictures and labels -> one sheet, with labels in any script that a font of the system can write."""
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+FOLDERS = (
+    *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
+    *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
+    *("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
+)
+ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
+# Plain faces that read well small, the best first; others come after them.
+PREFERRED = (
+    *("notosanscjk", "notosanssc", "sourcehansans", "msyh", "pingfang", "hiragino", "wqy", "simhei"),
+    *("notosans-", "dejavusans", "segoeui", "arial", "helvetica", "liberationsans", "freesans", "unifont"),
+)
+LOUD = (
+    "bold",
+    "italic",
+    "oblique",
+    "black",
+    "thin",
+    "light",
+    "mono",
+    "condensed",
+    "narrow",
+    "serif",
+    "medium",
+)
+MAX_FACES = 20  # of one collection
+MISSING = "\U0010ffff"  # a code that is no character: every font draws its sign for what it lacks
+PROBE = 24  # pixels
+MAX_PIXELS = 100 * 2**20
+MAX_LINES = 4  # of one label
+PAPER, INK = (255, 255, 255), (20, 20, 20)
+
+
+class Fonts:
+    """Fonts of some folders, opened when a label needs them, found by the characters that they have."""
+
+    def __init__(self, folders: Iterable[str | Path] = FOLDERS) -> None:
+        self.folders = [Path(folder).expanduser() for folder in folders]
+        self.opened: list[Face] = []
+        self.left = self._faces()
+
+    def runs(self, text: str) -> list[tuple[str, "Face"]]:
+        """The text in pieces of one font each: a single piece where one font has it all.
+
+        Raises ValueError naming the characters that no font has.
+        """
+        needed = {character for character in text if is_drawn(character)}
+        for face in self._all():
+            if all(face.has(character) for character in needed):
+                return [(text, face)]
+        chosen = {character: self._first(character) for character in sorted(needed)}
+        missing = [character for character, face in chosen.items() if face is None]
+        if missing:
+            names = ", ".join(f"{c} ({unicodedata.name(c, f'U+{ord(c):04X}')})" for c in missing[:5])
+            raise ValueError(
+                f"no font of this system has {names}; install one, as Google's Noto fonts, or put a .ttf or "
+                ".otf file into ComfyUI's models/fonts folder"
+            )
+        runs: list[tuple[str, Face]] = []
+        for character in text:
+            face = chosen.get(character) or (runs[-1][1] if runs else next(iter(chosen.values())))
+            if runs and runs[-1][1] is face:
+                runs[-1] = (runs[-1][0] + character, face)
+            else:
+                runs.append((character, face))
+        return runs
+
+    def _first(self, character: str) -> "Face | None":
+        return next((face for face in self._all() if face.has(character)), None)
+
+    def _all(self) -> Iterator["Face"]:
+        yield from list(self.opened)
+        for face in self.left:
+            self.opened.append(face)
+            yield face
+
+    def _faces(self) -> Iterator["Face"]:
+        for folder in self.folders:
+            found = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+            for path in sorted(found, key=_rank):
+                yield from _faces_of(path)
+
+
+class Face:
+    """One font of a file."""
+
+    def __init__(self, path: Path, number: int, probe: ImageFont.FreeTypeFont) -> None:
+        self.path, self.number, self.probe = path, number, probe
+        self.missing = self._drawn(MISSING)
+        self.known: dict[str, bool] = {}
+
+    def has(self, character: str) -> bool:
+        if character not in self.known:
+            self.known[character] = self._drawn(character) not in (self.missing, None)
+        return self.known[character]
+
+    def at(self, size: int) -> ImageFont.FreeTypeFont:
+        return ImageFont.truetype(str(self.path), size, self.number)
+
+    def _drawn(self, character: str) -> tuple[tuple[int, int], bytes] | None:
+        """What the font draws, None for nothing at all."""
+        mask = self.probe.getmask(character)
+        return (mask.size, bytes(mask)) if 0 not in mask.size else None
+
+
+def is_drawn(character: str) -> bool:
+    """Whether a character needs a glyph: spaces, controls, joiners and variation selectors do not."""
+    return not (
+        character.isspace()
+        or unicodedata.category(character) in ("Cc", "Cf")
+        or "\ufe00" <= character <= "\ufe0f"
+    )
+
+
+def _rank(path: Path) -> tuple[int, int, str]:
+    name = path.name.lower().replace(" ", "").replace("_", "-")
+    preferred = next((i for i, start in enumerate(PREFERRED) if name.startswith(start)), len(PREFERRED))
+    return sum(word in name for word in LOUD), preferred, str(path)
+
+
+def _faces_of(path: Path) -> list[Face]:
+    """The fonts of a file, simplified Chinese first; none for a file that is broken or has fixed sizes."""
+    faces = []
+    for number in range(MAX_FACES if path.suffix.lower() in (".ttc", ".otc") else 1):
+        try:
+            # The basic layout draws one character after the other, so that a missing one cannot hide.
+            probe = ImageFont.truetype(str(path), PROBE, number, layout_engine=ImageFont.Layout.BASIC)
+            faces.append((not (probe.getname()[0] or "").endswith(" SC"), number, Face(path, number, probe)))
+        except OSError:
+            break
+    return [face for *_, face in sorted(faces, key=lambda entry: entry[:2])]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a label in its fonts; sizes in pixels."""
+
+    runs: tuple[tuple[str, ImageFont.FreeTypeFont], ...]
+
+    @property
+    def width(self) -> int:
+        return round(sum(font.getlength(text) for text, font in self.runs))
+
+    @property
+    def ascent(self) -> int:
+        return max((font.getmetrics()[0] for _, font in self.runs), default=0)
+
+    @property
+    def height(self) -> int:
+        return self.ascent + max((font.getmetrics()[1] for _, font in self.runs), default=0)
+
+
+class Letterer:
+    """Labels at one size."""
+
+    def __init__(self, fonts: Fonts, size: int) -> None:
+        self.fonts, self.size = fonts, size
+        self.loaded: dict[Face, ImageFont.FreeTypeFont] = {}
+
+    def lines(self, text: str, width: int) -> list[Line]:
+        """The label in lines of at most `width` pixels; what is beyond the last line is cut."""
+        lines: list[str] = []
+        for paragraph in text.strip().splitlines():
+            lines += self._wrap(paragraph.strip(), width)
+        if len(lines) > MAX_LINES:
+            last = lines[MAX_LINES - 1]
+            while last and self.line(last + "...").width > width:
+                last = last[:-1]
+            lines = [*lines[: MAX_LINES - 1], last + "..."]
+        return [self.line(line) for line in lines]
+
+    def line(self, text: str) -> Line:
+        # Tabs and other controls would be drawn as the sign for a missing character.
+        text = "".join(" " if unicodedata.category(c) == "Cc" or c.isspace() else c for c in text)
+        return Line(tuple((run, self._font(face)) for run, face in self.fonts.runs(text)) if text else ())
+
+    def _font(self, face: Face) -> ImageFont.FreeTypeFont:
+        if face not in self.loaded:
+            self.loaded[face] = face.at(self.size)
+        return self.loaded[face]
+
+    def _wrap(self, text: str, width: int) -> Iterator[str]:
+        """Breaks at spaces, and inside a word only where it is wider than a line, as Chinese is."""
+        while text:
+            fits = self._fitting(text, width)
+            if fits < len(text):
+                space = text.rfind(" ", 0, fits + 1)
+                fits = space if space > 0 else fits
+            yield text[:fits].rstrip()
+            text = text[fits:].lstrip()
+
+    def _fitting(self, text: str, width: int) -> int:
+        """How many characters of the beginning fit, at least 1."""
+        low, high = 1, len(text)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.line(text[:middle]).width <= width:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def draw_grid(
+    pictures: Sequence[Image.Image],
+    labels: Sequence[str] = (),
+    columns: int = 0,
+    column_labels: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+    cell_size: int = 512,
+    font_size: int = 0,
+    fonts: Fonts | None = None,
+) -> Image.Image:
+    """The pictures row by row on white, each above its label; column labels above, row labels on the left.
+
+    columns: 0 is as many as there are column labels, else about a square. cell_size: pixels of a picture's
+    longer side at most, 0 leaves it. font_size: pixels, 0 fits the cells. Raises ValueError for labels that
+    do not fit the pictures in number, for a sheet that is too large, and for characters that no font has.
+    """
+    columns, rows = grid_shape(len(pictures), len(labels), columns, len(column_labels), len(row_labels))
+    scaled_sizes = [_scaled(picture.size, cell_size) for picture in pictures]
+    width, height = (max(size[i] for size in scaled_sizes) for i in (0, 1))
+    letterer = Letterer(fonts or Fonts(), font_size or max(12, min(width, height) // 14))
+    gap = max(4, letterer.size // 2)
+
+    below = [letterer.lines(label, width) for label in labels] or [[]] * len(pictures)
+    above = [letterer.lines(label, width) for label in column_labels]
+    beside = [letterer.lines(label, max(width // 2, letterer.size)) for label in row_labels]
+    left = max((line.width for lines in beside for line in lines), default=0)
+    left += gap if left else 0
+    top = max(map(_height, above), default=0)
+    top += gap if top else 0
+    heights = [
+        height + (max(map(_height, below[i * columns : (i + 1) * columns]), default=0)) for i in range(rows)
+    ]
+
+    size = gap + left + columns * (width + gap), gap + top + sum(heights) + rows * gap
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"the sheet would be {size[0]}x{size[1]} pixels, at most {MAX_PIXELS // 2**20} megapixels are "
+            "made; choose a smaller cell_size or fewer pictures"
+        )
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    across = [gap + left + i * (width + gap) for i in range(columns)]
+    down = [gap + top + sum(heights[:i]) + i * gap for i in range(rows)]
+    for i, (picture, scaled) in enumerate(zip(pictures, scaled_sizes, strict=True)):
+        x, y = across[i % columns], down[i // columns]
+        if scaled != picture.size:
+            picture = picture.resize(scaled, Image.Resampling.LANCZOS)
+        sheet.paste(picture, (x + (width - scaled[0]) // 2, y + (height - scaled[1]) // 2))
+        _draw_lines(draw, below[i], x, y + height, width)
+    for x, lines in zip(across, above, strict=False):
+        _draw_lines(draw, lines, x, gap + top - gap - _height(lines), width)
+    for y, lines in zip(down, beside, strict=False):
+        _draw_lines(draw, lines, gap, y + (height - _height(lines)) // 2, left - gap)
+    return sheet
+
+
+def grid_shape(pictures: int, labels: int, columns: int, across: int, down: int) -> tuple[int, int]:
+    """Columns and rows. Raises ValueError where the numbers of pictures and labels do not agree."""
+    if not pictures:
+        raise ValueError("there are no pictures; connect at least one")
+    if labels and labels != pictures:
+        raise ValueError(f"there are {labels} labels for {pictures} pictures; give each its own, or none")
+    if columns and across and across != columns:
+        raise ValueError(
+            f"there are {across} column labels for {columns} columns; give one a column, or none"
+        )
+    if not (columns or across):
+        square = next(n for n in range(1, pictures + 1) if n * n >= pictures)
+        columns = -(-pictures // down) if down else square
+    columns = columns or across
+    rows = -(-pictures // columns)
+    if down and down != rows:
+        raise ValueError(
+            f"there are {down} row labels for {rows} rows ({pictures} pictures in {columns} columns); give "
+            "each one, or none"
+        )
+    return columns, rows
+
+
+def _scaled(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Made smaller until the longer side fits, never larger."""
+    factor = min(1.0, longest / max(size)) if longest else 1.0
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _height(lines: Sequence[Line]) -> int:
+    return sum(line.height for line in lines)
+
+
+def _draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence[Line], x: int, y: int, width: int) -> None:
+    """Lines below each other, centred in `width`, each run on the common baseline."""
+    for line in lines:
+        pen = x + (width - line.width) / 2
+        for text, font in line.runs:
+            draw.text((pen, y + line.ascent), text, INK, font, anchor="ls")
+            pen += font.getlength(text)
+        y += line.height

@@ -1,0 +1,154 @@
+"""Verdicts from what a reader of the test's own has read."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovis_core.lettering.ocr import Region
+from ovis_core.lettering.text_metrics import Rules
+from ovis_core.lettering.verify import (
+    RIGHT,
+    annotate,
+    contact_sheet,
+    expected_texts,
+    judge,
+    ranking,
+    verify,
+)
+
+PICTURE = np.full((64, 96, 3), 128, np.uint8)
+TEXTS = st.lists(st.text(st.characters(), max_size=8) | st.text("ab 上", max_size=8), max_size=4)
+
+
+def read_as(*texts):
+    box = ((10, 20), (40, 20), (40, 30), (10, 30))
+    return [Region(text, box, 0.9) for text in texts]
+
+
+def verdict_on(read, texts, count_extra=True, threshold=1.0, **rules):
+    return judge(read_as(*read), texts, Rules(**rules), threshold, count_extra)
+
+
+@pytest.mark.parametrize(
+    ("read", "texts", "how", "score", "passed"),
+    [
+        (["OPEN"], ["OPEN"], {}, 1, True),
+        (["OPEM"], ["OPEN"], {}, 3 / 4, False),
+        (["OPEM"], ["OPEN"], {"threshold": 0.75}, 3 / 4, True),
+        (["OPEN", "ab"], ["OPEN"], {}, 1 / 2, False),
+        (["OPEN", "ab"], ["OPEN"], {"count_extra": False}, 1, True),
+        (["OPEN", "much too much"], ["OPEN"], {}, 0, False),
+        (["开业大古", "全场五折"], ["全场五折", "开业大吉"], {}, 7 / 8, False),
+        ([], ["OPEN"], {}, 0, False),
+        ([], ["OPEN"], {"threshold": 0.0}, 0, True),
+        ([], [], {}, 1, True),
+        (["OPEN"], [], {}, 0, False),
+        (["OPEN"], [], {"count_extra": False}, 1, True),
+        (["open"], ["OPEN"], {"case_sensitive": True}, 0, False),
+    ],
+)
+def test_score_and_verdict(read, texts, how, score, passed):
+    verdict = verdict_on(read, texts, **how)
+    assert verdict.score == pytest.approx(score)
+    assert verdict.passed is passed
+
+
+@given(TEXTS, TEXTS, st.booleans())
+def test_any_texts_have_a_verdict(read, texts, count_extra):
+    verdict = verdict_on(read, texts, count_extra)
+    assert 0 <= verdict.score <= 1
+    assert verdict.passed == (verdict.score == 1)
+    assert verdict.passed == (
+        verdict.is_exact and (not count_extra or not "".join(p.text for p in verdict.extra))
+    )
+    details = json.loads(json.dumps(verdict.as_dict()))
+    assert [entry["expected"] for entry in details["texts"]] == texts
+    assert verdict.report().startswith("passed" if verdict.passed else "failed")
+
+
+def test_report_names_what_is_wrong():
+    report = verdict_on(["OPEM", "24H", "ads"], ["OPEN", "24H", "Tea"]).report()
+    assert report.splitlines() == [
+        "failed: score 0.300, 1 of 3 texts right",
+        '"OPEN" reads "OPEM" (region 1), 1 of 4 wrong',
+        '"Tea" was not found, 3 of 3 wrong',
+        'extra: "ads" (region 3)',
+    ]
+
+
+class Sizes:
+    """A reader that reads well at some sizes only."""
+
+    def __init__(self, **texts):
+        self.texts, self.sides = texts, []
+
+    def __call__(self, image):
+        self.sides.append(max(image.shape))
+        return read_as(self.texts[f"at{max(image.shape)}"])
+
+
+def test_the_first_look_that_fits_is_the_last():
+    reader = Sizes(at384="OPEM", at256="OPEN", at768="never asked")
+    assert verify(PICTURE, ["OPEN"], reader).passed
+    assert reader.sides == [384, 256]
+
+
+def test_of_several_looks_the_best_counts():
+    reader = Sizes(at384="OPXX", at256="OPEX", at768="O")
+    verdict = verify(PICTURE, ["OPEN"], reader)
+    assert reader.sides == [384, 256, 768]
+    assert (verdict.score, verdict.matches[0].read) == (3 / 4, "OPEX")
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ("OPEN\n\n 24H \r\n", ["OPEN", "24H"]),
+        ('["OPEN", "two\\nlines", " "]', ["OPEN", "two\nlines"]),
+        ("[SALE]\nnow", ["[SALE]", "now"]),
+        ("[1, 2]", ["[1, 2]"]),
+        ('["a"', ['["a"']),
+        ("[" * 100_000, ["[" * 100_000]),
+        ("", []),
+        (" \n\t", []),
+        ("[]", []),
+    ],
+)
+def test_expected_texts(texts, expected):
+    assert expected_texts(texts) == expected
+
+
+def test_frames_are_drawn_in_the_verdicts_colour():
+    picture = annotate(PICTURE, verdict_on(["OPEN"], ["OPEN"]))
+    assert picture.shape == PICTURE.shape
+    assert (picture[20, 20:38] == RIGHT).all()
+    assert (PICTURE == 128).all(), "the picture itself was drawn on"
+    assert (picture[40:] == 128).all()
+
+
+@given(st.lists(st.tuples(st.floats(-50, 200), st.floats(-50, 200)), min_size=4, max_size=4))
+def test_frames_anywhere_do_no_harm(box):
+    verdict = judge([Region("x", tuple(box), 1.0)], ["x"], Rules(), 1.0, True)
+    assert annotate(PICTURE, verdict).shape == PICTURE.shape
+
+
+def test_ranking_puts_what_passed_first_and_is_stable():
+    verdicts = [verdict_on([read], ["OPEN"]) for read in ("OPEM", "OPEN", "XXXX", "OPEM", "OPEN")]
+    assert ranking(verdicts) == [1, 4, 0, 3, 2]
+    assert ranking([]) == []
+
+
+@pytest.mark.parametrize("count", [1, 5, 6])
+def test_contact_sheet_shows_every_picture_best_first(count):
+    reads = ["OPEM", "OPEN", "XXXX", "OPEM", "OPEN", "O"][:count]
+    pictures = [np.full((50 + 10 * i, 90, 3), 40 * i + 10, np.uint8) for i in range(count)]
+    verdicts = [verdict_on([read], ["OPEN"]) for read in reads]
+    sheet = contact_sheet(pictures, verdicts)
+    columns, rows = min(count, 5), -(-count // 5)
+    assert sheet.shape == (rows * 416 + 8, columns * 392 + 8, 3)
+    for rank, i in enumerate(ranking(verdicts)):
+        middle = sheet[8 + rank // 5 * 416 + 24 + 192, 8 + rank % 5 * 392 + 192]
+        assert (middle == 40 * i + 10).all()
