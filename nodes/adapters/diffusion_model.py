@@ -34,6 +34,8 @@ WEIGHT_DTYPES = {
 # How ComfyUI's mixed-precision layers are told what a weight is.
 FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
 
+NO_CONTROLNETS = "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
+
 
 class PatchedAttention:
     """The attention seam: ComfyUI's kernel, with the patches that nodes have put before and behind it."""
@@ -86,9 +88,7 @@ class ComfyTransformer(OvisImageTransformer):
     ) -> Tensor:
         """x (B, C, H, W), timestep is sigma (B,), context (B, L, context_dim) -> velocity (B, C, H, W)."""
         if control is not None:
-            raise ValueError(
-                "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
-            )
+            raise ValueError(NO_CONTROLNETS)
         if context.shape[-1] != self.config.context_dim:
             raise ValueError(
                 f"the conditioning has {context.shape[-1]} numbers a token, this model takes "
@@ -203,9 +203,7 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         Raises ValueError for a ControlNet, before it runs: FLUX's do not fit the text states.
         """
         if kwargs.get("control") is not None:
-            raise ValueError(
-                "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
-            )
+            raise ValueError(NO_CONTROLNETS)
         conds = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         if "c_crossattn" in conds:
             conds["c_crossattn"] = comfy.conds.CONDRegular(conds["c_crossattn"].cond)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .copy import LANGUAGES, wording_of
+from .copy import wording_of
 
 SHIPPED = Path(__file__).with_name("styles.json")
 KEYS = {"English": "en", "Chinese": "zh"}
@@ -48,6 +48,3 @@ def describe(styles: Styles, name: str, language: str, colour: str = "") -> str:
         )
     text = styles[name][KEYS[language]]
     return text + (COLOUR[language].replace("{}", colour) if colour.strip() else "")
-
-
-__all__ = ["LANGUAGES", "all_styles", "describe", "load_styles"]

@@ -65,7 +65,10 @@ def edit_distance(a: str, b: str) -> int:
 
 def similarity(a: str, b: str, rules: Rules | None = None) -> float:
     """1 for texts that are equal by the rules, 0 for those with nothing in common; symmetric."""
-    a, b = (fold(text, rules or Rules()) for text in (a, b))
+    return _alike(*(fold(text, rules or Rules()) for text in (a, b)))
+
+
+def _alike(a: str, b: str) -> float:
     return 1 - edit_distance(a, b) / max(len(a), len(b), 1)
 
 
@@ -170,7 +173,7 @@ def _best_pairs(wanted: Sequence[str], folded: Sequence[str]) -> dict[int, list[
     pairs = []
     for i, text in enumerate(wanted):
         for j, piece in enumerate(folded):
-            alike = 1 - edit_distance(text, piece) / max(len(text), len(piece), 1)
+            alike = _alike(text, piece)
             if alike > 0 and text:
                 pairs.append((-alike, i, j))
     taken: dict[int, list[int]] = {}

@@ -13,9 +13,11 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -29,6 +31,7 @@ from ..transformer import OvisImageTransformer, TransformerConfig
 from .autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
 from .cache import LatentCache, drawn_batches, encode_pictures
 from .captions import caption_characters
+from .flow import CheckpointedTransformer
 from .fonts import Fonts
 from .letters import write_letter_tokenizer
 from .rendering import Renderer
@@ -58,12 +61,13 @@ class Recipe:
     """How much of everything."""
 
     typography: Typography = Typography()
-    num_pictures: int = 1_000_000
+    num_pictures: int = 400_000
     autoencoder: AutoencoderTrainConfig = AutoencoderTrainConfig(steps=6000)
     autoencoder_batch: int = 32
     autoencoder_crop: int = 128  # pixels of the pictures' parts that it is shown, whole ones at the end
     train: TrainConfig = TrainConfig(steps=40_000, warmup_steps=500)
     batch_size: int = 512
+    gradient_checkpointing: bool = False  # less memory, a third more time
     save_every: int = 2000
     samples: int = 16  # pictures of a sample sheet
     sample_steps: int = 20
@@ -118,24 +122,22 @@ class NanoRun:
         self.recipe, self.device, self.deadline, self.num_workers = recipe, device, deadline, num_workers
         self.model, self.work = out / NAME, out / "work"
         (self.work / "samples").mkdir(parents=True, exist_ok=True)
-        self.renderer = Renderer(recipe.typography, fonts)
+        # Not a method: other processes get it, and must not get the networks with it.
+        self.draw = partial(draw, Renderer(recipe.typography, fonts), recipe.train.seed)
         self.held_out = Renderer(recipe.typography, fonts, held_out=True)
         size = write_letter_tokenizer(self.model / "tokenizer", caption_characters())
         self.tokenizer = PromptTokenizer.from_folder(self.model / "tokenizer", size)
 
         torch.manual_seed(recipe.train.seed)
         self.autoencoder = Autoencoder(AUTOENCODER).to(device)
-        self.transformer = OvisImageTransformer(TRANSFORMER).to(device)
+        network = CheckpointedTransformer if recipe.gradient_checkpointing else OvisImageTransformer
+        self.transformer = network(TRANSFORMER).to(device)
         self.text_encoder = TextEncoder(dataclasses.replace(TEXT_ENCODER, vocab_size=size)).to(device)
         init_weights(self.transformer, self.text_encoder)
 
     def run(self) -> None:
         self.make_autoencoder()
         self.train(self.make_cache())
-
-    def draw(self, index: int):
-        example = self.renderer(self.recipe.train.seed, index)
-        return example.image, example.caption
 
     def make_autoencoder(self) -> None:
         done = self.work / "autoencoder.safetensors"
@@ -222,6 +224,12 @@ class NanoRun:
         save_text_encoder(parts[1].bfloat16(), self.model / "text_encoder", "diffusers")
 
 
+def draw(renderer: Renderer, seed: int, index: int) -> tuple[Image.Image, str]:
+    """A picture and its caption."""
+    example = renderer(seed, index)
+    return example.image, example.caption
+
+
 def init_weights(transformer: OvisImageTransformer, text_encoder: TextEncoder) -> None:
     """Blocks start as the identity and the velocity as 0 (adaLN-Zero, arXiv 2212.09748)."""
     for module in (*transformer.modules(), *text_encoder.modules()):
@@ -268,7 +276,7 @@ def main() -> None:
     try:
         NanoRun(args.out, recipe, args.device, deadline, args.workers).run()
     except OutOfTime:
-        print("The time is over; the same command goes on.")  # noqa: T201, this is a command
+        parser.exit(message="The time is over; the same command goes on.\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: a log of JSON lines, the loss as a curve, and sheets of samples."""
+"""What a run leaves to look at: a log of JSON lines, the loss as a curve, and sheets of pictures."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..storage import replacing
 
 CURVE_SIZE, CURVE_MARGIN = (900, 500), 60
+SHEET_COLUMNS, SHEET_GAP, LABEL_HEIGHT = 8, 4, 16  # the last two in pixels
 
 
 class Log:
@@ -80,19 +81,29 @@ def _plot(draw: ImageDraw.ImageDraw, points: np.ndarray, label: str) -> None:
 
 def draw_sheet(images: Tensor, labels: Sequence[str], path: Path, columns: int = 4) -> None:
     """Pictures (B, 3, H, W) in [0, 1] in a grid, each with its caption below."""
-    height, width = images.shape[-2:]
-    rows, band = -(-len(images) // columns), 16
-    sheet = Image.new("RGB", (columns * width, rows * (height + band)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        left, top = i % columns * width, i // columns * (height + band)
-        sheet.paste(to_image(image), (left, top))
-        # The built-in font has Latin letters only; the log has the captions in full.
-        ascii_label = label.encode("ascii", "replace").decode()
-        draw.text(
-            (left + 2, top + height + 2), ascii_label[: width // 6], "black", ImageFont.load_default(10)
-        )
-    save_image(sheet, path)
+    labelled = [_labelled(to_image(image), label) for image, label in zip(images, labels, strict=True)]
+    save_image(contact_sheet(labelled, columns), path)
+
+
+def _labelled(image: Image.Image, label: str) -> Image.Image:
+    whole = Image.new("RGB", (image.width, image.height + LABEL_HEIGHT), "white")
+    whole.paste(image)
+    # The built-in font has Latin letters only.
+    text = label.encode("ascii", "replace").decode()[: image.width // 6]
+    ImageDraw.Draw(whole).text((2, image.height + 2), text, "black", ImageFont.load_default(10))
+    return whole
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int = SHEET_COLUMNS) -> Image.Image:
+    """Pictures side by side, in cells of the largest one's size."""
+    width = max(image.width for image in images) + SHEET_GAP
+    height = max(image.height for image in images) + SHEET_GAP
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * width + SHEET_GAP, rows * height + SHEET_GAP), (160, 160, 160))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * width + SHEET_GAP, i // columns * height + SHEET_GAP))
+    return sheet
 
 
 def to_image(image: Tensor) -> Image.Image:

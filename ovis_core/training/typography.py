@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..storage import replacing
 from .fonts import Fonts
 from .rendering import Example, Renderer
+from .report import contact_sheet
 from .settings import Typography
 
-SHEET_COLUMNS, SHEET_MAX, SHEET_GAP = 8, 64, 4  # the last in pixels
+SHEET_MAX = 64  # pictures
 
 
 class TypographyDataset(Dataset):
@@ -77,18 +77,6 @@ def describe(example: Example) -> dict:
     """Everything of an example but its pixels, for JSON; the caption first."""
     facts = {name: value for name, value in vars(example).items() if name not in ("image", "caption")}
     return {"caption": example.caption} | facts
-
-
-def contact_sheet(images: list[Image.Image]) -> Image.Image:
-    """Pictures side by side, in cells of the largest one's size."""
-    width = max(image.width for image in images) + SHEET_GAP
-    height = max(image.height for image in images) + SHEET_GAP
-    columns = min(SHEET_COLUMNS, len(images))
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * width + SHEET_GAP, rows * height + SHEET_GAP), (160, 160, 160))
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * width + SHEET_GAP, i // columns * height + SHEET_GAP))
-    return sheet
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -79,6 +79,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, tmp_path):
     assert all(torch.equal(stopped[key], value) for key, value in whole.items())
 
 
+def test_gradient_checkpointing_changes_nothing(run):
+    kept = weights(run("kept"))
+    computed_again = weights(run("again", recipe=replace(RECIPE, gradient_checkpointing=True)))
+    assert all(torch.equal(computed_again[key], value) for key, value in kept.items())
+
+
 def test_the_model_starts_as_zero_velocity():
     transformer = nano.OvisImageTransformer(nano.TRANSFORMER)
     text_encoder = nano.TextEncoder(replace(nano.TEXT_ENCODER, vocab_size=300))

@@ -34,7 +34,8 @@ def test_a_sheet_holds_every_picture(tmp_path):
     images = colours[:, :, None, None].expand(-1, -1, 32, 64)
     draw_sheet(images, [f"picture {i}" for i in range(5)], tmp_path / "sheet.png", columns=2)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (3 * 48, 128, 3)
+    assert sheet.shape == (3 * (48 + 4) + 4, 2 * (64 + 4) + 4, 3)
     for i, colour in enumerate(colours):
-        assert (sheet[i // 2 * 48 + 16, i % 2 * 64 + 32] == (colour * 255).byte().numpy()).all()
-    assert (sheet[32:48] < 128).any(), "no captions"
+        row, column = i // 2 * (48 + 4) + 4 + 16, i % 2 * (64 + 4) + 4 + 32
+        assert (sheet[row, column] == (colour * 255).byte().numpy()).all()
+    assert (sheet[4 + 32 : 4 + 48, 4:-4] < 128).any(), "no captions"
