@@ -1,7 +1,8 @@
 """The core's transformer as a ComfyUI diffusion model: MODEL."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from comfy.ldm.flux.math import attention
 from torch import Tensor, nn
 
 from ...ovis_core.checkpoint import TRANSFORMER, open_checkpoint
+from ...ovis_core.latents import PATCH_SIZE
 from ...ovis_core.lora import parameter_shapes
+from ...ovis_core.prompt import CONTEXT_TOKENS
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .patcher import name_layers, patch_model
@@ -33,6 +36,9 @@ WEIGHT_DTYPES = {
 
 # How ComfyUI's mixed-precision layers are told what a weight is.
 FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+
+# Values a token at the peak, in hidden sizes: 21.04 are counted, of which linear1's rows are 11.
+ACTIVATIONS = 22
 
 NO_CONTROLNETS = "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
 
@@ -169,7 +175,7 @@ class OvisImageModelConfig(comfy.supported_models_base.BASE):
     # ModelSamplingFlux's shift is mu: the reference's at 1024x1024. Our scheduler takes it from the latent's
     # size instead.
     sampling_settings = {"shift": MAX_MU}
-    memory_usage_factor = 3.1  # ComfyUI's own estimate for FLUX, whose activations are as large
+    memory_usage_factor = 3.1  # for kernels that write out attention; see `memory_required` for the others
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -196,6 +202,20 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         state = super().state_dict(*args, **kwargs)
         state.update(self.alias_keys)
         return state
+
+    def memory_required(self, input_shape: Sequence[int], cond_shapes: Mapping | None = None) -> float:
+        """Bytes of activations that a forward of latents (B, C, H, W) takes at its peak.
+
+        Counted at the full size (a test counts again), with some room. ComfyUI's estimate for FLUX is 1.9
+        times that, so that models are put off the device, and guidance is cut in two, without need.
+        """
+        management = comfy.model_management
+        if not (management.xformers_enabled() or management.pytorch_attention_flash_attention()):
+            return super().memory_required(input_shape, cond_shapes or {})
+        batch, _, *sides = input_shape
+        num_tokens = math.prod(-(-side // PATCH_SIZE) for side in sides) + CONTEXT_TOKENS
+        values = ACTIVATIONS * self.diffusion_model.config.hidden_size
+        return batch * num_tokens * values * management.dtype_size(self.get_dtype_inference())
 
     def extra_conds(self, **kwargs) -> dict:
         """Text states as they are; by default ComfyUI repeats a shorter prompt to a longer one's length.

@@ -91,7 +91,6 @@ def test_the_model_is_comfyuis_in_every_respect(model, native):
     assert isinstance(model, comfy.model_patcher.ModelPatcher)
     assert isinstance(model.model, comfy.model_base.BaseModel)
     assert type(model.model.latent_format) is type(native.model.latent_format)
-    assert model.model.memory_required((2, 16, 128, 128)) == native.model.memory_required((2, 16, 128, 128))
     assert model.model_dtype() == native.model_dtype()
     sizes = [comfy.model_management.module_size(m.model.diffusion_model) for m in (model, native)]
     assert sizes[0] == sizes[1] > 10**7
@@ -172,9 +171,6 @@ def test_vae_has_everything_that_comfyuis_has(vae, comfyui, tmp_path):
         ours = getattr(vae, name)
         if isinstance(value, bool | int | str | torch.dtype | torch.device | tuple | list | type(None)):
             assert ours == value or name == "size", name
-    shape = (1, 16, 128, 128)
-    assert vae.memory_used_decode(shape, torch.bfloat16) == stock.memory_used_decode(shape, torch.bfloat16)
-    assert vae.memory_used_encode(shape, torch.bfloat16) == stock.memory_used_encode(shape, torch.bfloat16)
     image = torch.rand(1, 64, 64, 3)
     assert vae.encode(image).shape == stock.encode(image).shape == (1, 16, 8, 8)
 
