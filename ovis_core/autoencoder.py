@@ -14,8 +14,6 @@ from .latents import LATENT_CHANNELS
 from .layers import Attention, Ops, sdp_attention
 from .layouts import num_blocks
 
-NUM_GROUPS = 32
-
 # The MMDiT's latents are the autoencoder's, moved and scaled to unit variance (numbers of the released
 # autoencoder).
 SHIFT = 0.1159
@@ -39,10 +37,13 @@ class AutoencoderConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512)  # per resolution, finest first
     num_res_blocks: int = 2
     latent_channels: int = LATENT_CHANNELS
+    norm_groups: int = 32
 
     def __post_init__(self):
-        if any(width % NUM_GROUPS for width in self.channels):
-            raise ValueError(f"channels {self.channels} must be multiples of {NUM_GROUPS}")
+        if type(self.norm_groups) is not int or self.norm_groups < 1:
+            raise ValueError(f"the VAE's config has norm_num_groups {self.norm_groups!a}; a number is needed")
+        if any(width % self.norm_groups for width in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of {self.norm_groups}")
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "AutoencoderConfig":
@@ -64,6 +65,7 @@ class AutoencoderConfig:
             ),
             num_res_blocks=num_blocks(shapes, "encoder.down.0.block"),
             latent_channels=shapes["decoder.conv_in.weight"][1],
+            norm_groups=config.get("norm_num_groups", cls.norm_groups),
         )
 
     def to_diffusers(self) -> dict:
@@ -78,7 +80,7 @@ class AutoencoderConfig:
             "block_out_channels": list(self.channels),
             "layers_per_block": self.num_res_blocks,
             "latent_channels": self.latent_channels,
-            "norm_num_groups": NUM_GROUPS,
+            "norm_num_groups": self.norm_groups,
             "scaling_factor": SCALE,
             "shift_factor": SHIFT,
             "use_quant_conv": False,
@@ -113,18 +115,19 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, ops: Ops, **factory):
         super().__init__()
         channels = config.channels
+        norm = config.norm_groups, ops
         self.conv_in = conv3x3(3, channels[0], ops, **factory)
         self.down = nn.ModuleList()
         previous = channels[0]
         for level, width in enumerate(channels):
             down = nn.Module()
-            down.block = res_blocks(previous, width, config.num_res_blocks, ops, **factory)
+            down.block = res_blocks(previous, width, config.num_res_blocks, *norm, **factory)
             if level < len(channels) - 1:
                 down.downsample = Downsample(width, ops, **factory)
             self.down.append(down)
             previous = width
-        self.mid = Middle(channels[-1], ops, **factory)
-        self.norm_out = group_norm(channels[-1], ops, **factory)
+        self.mid = Middle(channels[-1], *norm, **factory)
+        self.norm_out = group_norm(channels[-1], *norm, **factory)
         self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,20 +144,21 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, ops: Ops, **factory):
         super().__init__()
         channels = config.channels
+        norm = config.norm_groups, ops
         self.conv_in = conv3x3(config.latent_channels, channels[-1], ops, **factory)
-        self.mid = Middle(channels[-1], ops, **factory)
+        self.mid = Middle(channels[-1], *norm, **factory)
         self.up = nn.ModuleList()
         previous = channels[-1]
         levels = []
         for level, width in reversed(list(enumerate(channels))):
             up = nn.Module()
-            up.block = res_blocks(previous, width, config.num_res_blocks + 1, ops, **factory)
+            up.block = res_blocks(previous, width, config.num_res_blocks + 1, *norm, **factory)
             if level > 0:
                 up.upsample = Upsample(width, ops, **factory)
             levels.append(up)
             previous = width
         self.up.extend(reversed(levels))  # numbered finest first, run coarsest first
-        self.norm_out = group_norm(channels[0], ops, **factory)
+        self.norm_out = group_norm(channels[0], *norm, **factory)
         self.conv_out = conv3x3(channels[0], 3, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,22 +172,22 @@ class Decoder(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, width: int, ops: Ops, **factory):
+    def __init__(self, width: int, groups: int, ops: Ops, **factory):
         super().__init__()
-        self.block_1 = ResBlock(width, width, ops, **factory)
-        self.attn_1 = AttentionBlock(width, ops, **factory)
-        self.block_2 = ResBlock(width, width, ops, **factory)
+        self.block_1 = ResBlock(width, width, groups, ops, **factory)
+        self.attn_1 = AttentionBlock(width, groups, ops, **factory)
+        self.block_2 = ResBlock(width, width, groups, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class ResBlock(nn.Module):
-    def __init__(self, in_width: int, out_width: int, ops: Ops, **factory):
+    def __init__(self, in_width: int, out_width: int, groups: int, ops: Ops, **factory):
         super().__init__()
-        self.norm1 = group_norm(in_width, ops, **factory)
+        self.norm1 = group_norm(in_width, groups, ops, **factory)
         self.conv1 = conv3x3(in_width, out_width, ops, **factory)
-        self.norm2 = group_norm(out_width, ops, **factory)
+        self.norm2 = group_norm(out_width, groups, ops, **factory)
         self.conv2 = conv3x3(out_width, out_width, ops, **factory)
         if in_width != out_width:
             self.nin_shortcut = ops.Conv2d(in_width, out_width, kernel_size=1, **factory)
@@ -199,9 +203,9 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Attention of one head over all latent pixels."""
 
-    def __init__(self, width: int, ops: Ops, **factory):
+    def __init__(self, width: int, groups: int, ops: Ops, **factory):
         super().__init__()
-        self.norm = group_norm(width, ops, **factory)
+        self.norm = group_norm(width, groups, ops, **factory)
         for name in ("q", "k", "v", "proj_out"):
             setattr(self, name, ops.Conv2d(width, width, kernel_size=1, **factory))
 
@@ -232,14 +236,17 @@ class Upsample(nn.Module):
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def res_blocks(in_width: int, out_width: int, num_blocks: int, ops: Ops, **factory) -> nn.ModuleList:
+def res_blocks(
+    in_width: int, out_width: int, num_blocks: int, groups: int, ops: Ops, **factory
+) -> nn.ModuleList:
     widths = (in_width, *(out_width for _ in range(num_blocks)))
-    return nn.ModuleList(ResBlock(a, b, ops, **factory) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    pairs = zip(widths[:-1], widths[1:], strict=True)
+    return nn.ModuleList(ResBlock(a, b, groups, ops, **factory) for a, b in pairs)
 
 
 def conv3x3(in_width: int, out_width: int, ops: Ops, **factory) -> nn.Module:
     return ops.Conv2d(in_width, out_width, kernel_size=3, padding=1, **factory)
 
 
-def group_norm(width: int, ops: Ops, **factory) -> nn.Module:
-    return ops.GroupNorm(NUM_GROUPS, width, eps=1e-6, affine=True, **factory)
+def group_norm(width: int, groups: int, ops: Ops, **factory) -> nn.Module:
+    return ops.GroupNorm(groups, width, eps=1e-6, affine=True, **factory)
