@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ..prompt import MAX_TOKENS
 from .lint import Check, Finding
 from .messages import CLEAN, COUNTS, FIXED, JOINTS, MESSAGES, NO_METER, PLACE, PLURALS, SEVERITIES, TOKENS
-from .meter import TEMPLATE_TOKENS, Reading
+from .meter import Reading
 from .quotes import quoted_texts
 
 MAX_EXCERPT = 80
@@ -49,7 +49,7 @@ def as_json(check: Check, language: str) -> str:
     tokens = reading and {
         "used": reading.num_tokens,
         "limit": MAX_TOKENS,
-        "template": TEMPLATE_TOKENS,
+        "template": reading.num_template,
         "lost": reading.num_lost,
         "lost_text": check.prompt[reading.kept :],
     }
@@ -83,7 +83,7 @@ def _listed_fixed(check: Check) -> list[tuple[str, Finding]]:
 def _tokens(reading: Reading | None, language: str) -> str:
     if reading is None:
         return NO_METER[language]
-    return TOKENS[language].format(used=reading.num_tokens, limit=MAX_TOKENS, template=TEMPLATE_TOKENS)
+    return TOKENS[language].format(used=reading.num_tokens, limit=MAX_TOKENS, template=reading.num_template)
 
 
 def _entry(prompt: str, finding: Finding, language: str) -> dict:

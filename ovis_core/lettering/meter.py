@@ -9,7 +9,6 @@ from os.path import commonprefix
 
 from ..prompt import MAX_TOKENS, SYSTEM
 
-TEMPLATE_TOKENS = 39  # the empty prompt's, of which the template's end comes after the prompt
 REPLACEMENT = "\ufffd"  # what bytes decode to that are no whole character
 MAX_BYTE_TOKENS = 8  # no character takes more
 
@@ -30,12 +29,14 @@ class Meter:
 class Reading:
     """A prompt as the tokenizer reads it.
 
-    num_tokens: with the template's. kept: how many of the prompt's characters reach the model. in_bytes:
-    characters without a token, in order of appearance. split: those that have one but are read as bytes
-    here, because a space before them merges with their first byte. pieces: the text of every token.
+    num_tokens: with the template's. num_template: the empty prompt's, 39 with the released tokenizer. kept:
+    how many of the prompt's characters reach the model. in_bytes: characters without a token, in order of
+    appearance. split: those that have one but are read as bytes here, because a space before them merges
+    with their first byte. pieces: the text of every token.
     """
 
     num_tokens: int
+    num_template: int
     kept: int
     in_bytes: tuple[str, ...]
     split: tuple[str, ...]
@@ -48,11 +49,11 @@ class Reading:
 
 def read(prompt: str, meter: Meter) -> Reading:
     """Raises ValueError for a tokenizer whose empty prompt is not Ovis-Image's template."""
-    num_empty = meter.tokens("")[1]
-    if num_empty != TEMPLATE_TOKENS:
+    template, num_template = meter.tokens("")
+    if SYSTEM.rstrip() not in meter.decode(template):
         raise ValueError(
-            f"this CLIP makes {num_empty} tokens of an empty prompt, Ovis-Image's makes {TEMPLATE_TOKENS}; "
-            "connect the CLIP of the Ovis-Image Loader, or of a CLIPLoader with the type ovis"
+            "this CLIP does not put prompts into Ovis-Image's template; connect the CLIP of the Ovis-Image "
+            "Loader, or of a CLIPLoader with the type ovis"
         )
     ids, num_tokens = meter.tokens(prompt)
     kept = len(prompt)
@@ -68,7 +69,9 @@ def read(prompt: str, meter: Meter) -> Reading:
     in_bytes = _in_bytes(ids, meter)
     rare = tuple(char for char in in_bytes if char in _in_bytes(meter.tokens("\n" + char)[0], meter))
     split = tuple(char for char in in_bytes if char not in rare)
-    return Reading(num_tokens, kept, rare, split, frozenset(meter.decode([i]) for i in set(ids)))
+    return Reading(
+        num_tokens, num_template, kept, rare, split, frozenset(meter.decode([i]) for i in set(ids))
+    )
 
 
 def _composed_length(prompt: str, end: int) -> int:
