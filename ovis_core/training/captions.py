@@ -51,8 +51,8 @@ CHINESE_FULL = (
     "{ground}色背景上的{colour}色文字“{text}”{details}",
 )
 CHINESE_SHORT = (
-    "{ground}底{colour}字“{text}”{details}",
     "“{text}”，{colour}色，{ground}色背景{details}",
+    "{ground}底{colour}字“{text}”{details}",
     "{ground}色招牌，{colour}字“{text}”{details}",
 )
 
@@ -73,14 +73,24 @@ class Facts:
     angle: float  # degrees, counterclockwise
 
 
-def caption(rng: Random, facts: Facts, language: str, is_short: bool) -> str:
-    """What is written, in quotes, and how; a short one leaves out the style, the size and `centred`."""
+def caption(
+    rng: Random,
+    facts: Facts,
+    language: str,
+    is_short: bool,
+    num_short: int = len(SHORT),
+    has_place: bool = True,
+) -> str:
+    """What is written, in quotes, and how; a short one leaves out the style, the size and `centred`.
+
+    num_short: how many of the short sentences are used. has_place: whether short ones say where it stands.
+    """
     is_chinese = language == "zh"
     templates = {
         (False, False): FULL,
-        (False, True): SHORT,
+        (False, True): SHORT[:num_short],
         (True, False): CHINESE_FULL,
-        (True, True): CHINESE_SHORT,
+        (True, True): CHINESE_SHORT[:num_short],
     }[is_chinese, is_short]
     separator = "，" if is_chinese else ", "
     ground = _colour_name(facts.background_colour, is_chinese)
@@ -90,16 +100,16 @@ def caption(rng: Random, facts: Facts, language: str, is_short: bool) -> str:
         noun=NOUNS[facts.kind],
         text=" ".join(facts.texts),
         colour=_colour_name(facts.text_colour, is_chinese),
-        details="".join(separator + detail for detail in _details(facts, is_chinese, is_short)),
+        details="".join(separator + detail for detail in _details(facts, is_chinese, is_short, has_place)),
     )
 
 
-def _details(facts: Facts, is_chinese: bool, is_short: bool) -> Iterable[str]:
+def _details(facts: Facts, is_chinese: bool, is_short: bool, has_place: bool) -> Iterable[str]:
     if not is_short:
         yield CHINESE_STYLES[facts.style] if is_chinese else STYLES[facts.style]
         if facts.scale:
             yield SCALES[facts.scale][is_chinese]
-    if not is_short or facts.position != "centre":
+    if not is_short or (has_place and facts.position != "centre"):
         yield POSITIONS[facts.position][is_chinese]
     if len(facts.texts) > 1:
         yield "分两行" if is_chinese else "on two lines"

@@ -3,14 +3,19 @@
 B batch, C channels, H and W latent pixels.
 """
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ..latents import num_image_tokens
-from ..layers import Attention
+from ..layers import Attention, apply_rope
 from ..sampling import Velocity, shift_mu
 from ..transformer import OvisImageTransformer
+
+PADDING_KEPT = 4  # text states that stand for all the padding, see `thin_padding`
 
 
 def draw_sigmas(count: int, num_tokens: int, generator: torch.Generator, uniform: bool = False) -> Tensor:
@@ -41,6 +46,38 @@ def flow_loss(
     sigmas = draw_sigmas(len(latents), num_image_tokens(*latents.shape[-2:]), generator, uniform)
     noise = torch.randn(latents.shape, generator=generator, device=generator.device)
     return velocity_loss(velocity, latents, sigmas, noise)
+
+
+def thin_padding(
+    context: Tensor, table: Tensor, num_valid: int, length: int, generator: torch.Generator
+) -> tuple[Tensor, Attention]:
+    """`length` of the text states, and the attention that makes up for the rest: less to compute.
+
+    All but the last PADDING_KEPT states are the first of the context; those are drawn from the padding
+    behind, and each weighs in every softmax as much as all that it stands for, so that padding has the part
+    that it has when a picture is made. context: (B, L, D), of which at most `num_valid` in a row are not
+    padding. table: the rotary table of all text states and the image's tokens. Raises ValueError when
+    `length` cuts off a state that is not padding.
+    """
+    total, first = context.shape[1], length - PADDING_KEPT
+    if not num_valid <= first or not length <= total:
+        raise ValueError(
+            f"captions have up to {num_valid} text states, but context_tokens is {length}; from "
+            f"{num_valid + PADDING_KEPT} to {total} are possible"
+        )
+    drawn = torch.randperm(total - first, generator=generator, device=generator.device)[:PADDING_KEPT]
+    kept = torch.cat((torch.arange(first, device=drawn.device), first + drawn.sort().values))
+    image = torch.arange(total, table.shape[2], device=drawn.device)
+    pe = table[:, :, torch.cat((kept, image))]
+    bias = torch.zeros(pe.shape[2], device=table.device)
+    bias[first:length] = math.log((total - first) / PADDING_KEPT)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+        q, k = apply_rope(q, pe), apply_rope(k, pe)
+        mask = bias.to(q.dtype).expand(1, 1, q.shape[2], -1)
+        return functional.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+    return context[:, kept], attention
 
 
 class CheckpointedTransformer(OvisImageTransformer):

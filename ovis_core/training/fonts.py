@@ -34,8 +34,8 @@ FILES: dict[tuple[str, str], tuple[tuple[str, str, int], ...]] = {
         ("fonts-liberation", "LiberationSerif-Bold.ttf", 0),
     ),
     ("en", "mono"): (
-        ("fonts-dejavu-core", "DejaVuSansMono.ttf", 0),
         ("fonts-liberation", "LiberationMono-Bold.ttf", 0),
+        ("fonts-dejavu-core", "DejaVuSansMono.ttf", 0),
     ),
     ("zh", "sans"): (
         ("fonts-noto-cjk", "NotoSansCJK-Regular.ttc", SIMPLIFIED),

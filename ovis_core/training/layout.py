@@ -8,6 +8,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two outside
 LINE_SPACING = 1.12  # baseline to baseline, of the size
+GRID = 16  # pixels, an image token of the MMDiT
 ROOM_BESIDE = 0.64  # of the area that writing may fill where its position is to be seen
 
 
@@ -53,6 +54,27 @@ def set_block(
     if best is None:
         return None
     return _draw(best[1], font_at(best[0]), best[0], area, position, angle)
+
+
+def set_on_grid(
+    text: str, font_at: Callable[[int], ImageFont.FreeTypeFont], area: Box, position: str, size: int
+) -> Block | None:
+    """Text on one line at `size` pixels an em, placed by its advance and its font's height, not by its ink.
+
+    Its left end is a multiple of GRID: in a font whose advance is one too, every character stands whole on
+    the MMDiT's image tokens, where a small model finds it. None where it does not fit.
+    """
+    font = font_at(size)
+    width, height = round(font.getlength(text)), sum(font.getmetrics())
+    left, top = _corner(area, position, width, height)
+    left = math.ceil(left / GRID) * GRID
+    if left + width > area[2] or not area[1] <= top <= area[3] - height:
+        return None
+    mask = Image.new("L", (width, height))
+    ImageDraw.Draw(mask).text((0, font.getmetrics()[0]), text, fill=255, font=font, anchor="ls")
+    ink = mask.getbbox()
+    box = (left + ink[0], top + ink[1], left + ink[2], top + ink[3])
+    return Block(mask.crop(ink), box, (text,), (box,), size)
 
 
 def _room(area: Box, position: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from PIL import Image
 from .captions import Facts, caption
 from .fonts import FILES, Fonts, find_fonts
 from .grounds import Grounds, draw_ground, writing_area
-from .layout import Block, Box, set_block
+from .layout import Block, Box, set_block, set_on_grid
 from .settings import Typography, pick, positive
 from .wording import Wording
 
@@ -49,10 +49,11 @@ class Renderer:
             language: _styles(self.config, language) for language in positive(self.config.languages)
         }
         wanted = [(language, style) for language, shares in self.styles.items() for style in shares]
-        self.fonts = find_fonts(wanted) if fonts is None else fonts
+        fonts = find_fonts(wanted) if fonts is None else fonts
         for key in wanted:
-            if not self.fonts.get(key):
+            if not fonts.get(key):
                 raise ValueError(f"fonts has no face for {key}; add one, or leave it out of the config")
+        self.fonts = {key: fonts[key][: self.config.max_faces] for key in wanted}
 
     def size_of(self, index: int) -> tuple[int, int]:
         """Width and height of a picture, known before it is drawn: a batch takes indices of the same size."""
@@ -96,8 +97,11 @@ class Renderer:
         for _ in range(MAX_DRAFTS):
             text = self.wording.text(rng, language, kind)
             position = pick(rng, self.config.positions)
-            size = round(side * zoom * rng.uniform(*SCALES[pick(rng, self.config.scales)]))
-            block = set_block(text, face.at, area, position, max(size, min_size), min_size, angle)
+            if language in self.config.grid_sizes:
+                block = set_on_grid(text, face.at, area, position, self.config.grid_sizes[language])
+            else:
+                size = round(side * zoom * rng.uniform(*SCALES[pick(rng, self.config.scales)]))
+                block = set_block(text, face.at, area, position, max(size, min_size), min_size, angle)
             if block:
                 scale = _scale(block.size / side / zoom)
                 return dict(
@@ -117,12 +121,15 @@ class Renderer:
         is_crossed = rng.random() < self.config.crossed_captions
         is_short = rng.random() < self.config.short_captions
         language = {"en": "zh", "zh": "en"}[facts.language] if is_crossed else facts.language
-        return caption(rng, facts, language, is_short)
+        # What is the same in every picture need not be said.
+        has_place = len(positive(self.config.positions)) > 1
+        return caption(rng, facts, language, is_short, self.config.short_forms, has_place)
 
 
 def _styles(config: Typography, language: str) -> Mapping[str, float]:
     """The shares of the styles that a language has."""
-    return {style: config.styles[style] for style in positive(config.styles) if (language, style) in FILES}
+    shares = config.styles_of(language)
+    return {style: shares[style] for style in positive(shares) if (language, style) in FILES}
 
 
 def _scale(size: float) -> str | None:

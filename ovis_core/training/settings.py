@@ -59,16 +59,22 @@ class Typography:
     positions: Shares = _shares(centre=0.5, top=0.15, bottom=0.15, left=0.1, right=0.1)
     scales: Shares = _shares(large=0.5, medium=0.35, small=0.15)
     min_font_size: int = 17  # pixels an em; Chinese gets a quarter more
+    grid_sizes: Mapping[str, int] = field(default_factory=dict)  # language -> pixels an em, see `layout`
     styles: Shares = _shares(sans=0.3, bold=0.4, serif=0.2, mono=0.1)  # there is no Chinese mono
+    chinese_styles: Shares = field(default_factory=dict)  # in place of `styles`, if given
+    max_faces: int = 8  # of each style, the first that `fonts` lists
     tilted: float = 0.0  # share of pictures with tilted writing
     max_tilt: float = 12.0  # degrees
 
     short_captions: float = 0.4  # share of captions that state less
+    short_forms: int = 3  # of the sentences that short captions are made of
     crossed_captions: float = 0.2  # share of captions in the other language than the writing
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
             _check_shares(name, getattr(self, name), choices)
+        if self.chinese_styles:
+            _check_shares("chinese_styles", self.chinese_styles, CHOICES["styles"])
         for name in ("digits", "punctuation", "tilted", "short_captions", "crossed_captions"):
             _check(self, name, 0, 1)
         for name, low, high in (("lengths", 2, 12), ("chinese_lengths", 2, 4), ("phrase_words", 2, 3)):
@@ -77,13 +83,21 @@ class Typography:
         _check(self, "num_characters", 20, len(CHARACTERS), int)
         _check(self, "num_colours", 2, len(PALETTE), int)
         _check(self, "min_font_size", 6, 1000, int)
+        _check(self, "max_faces", 1, 8, int)
+        _check(self, "short_forms", 1, 3, int)
+        for language, size in self.grid_sizes.items():
+            if language not in CHOICES["languages"] or not isinstance(size, int) or not 6 <= size <= 1000:
+                raise ValueError(f"grid_sizes gives {language!a} {size!a}; en or zh and 6 to 1000 pixels fit")
         _check(self, "min_contrast", 1.2, 10)
         _check(self, "max_tilt", 4, 30)
-        if "zh" in positive(self.languages) and positive(self.styles) == ["mono"]:
+        if "zh" in positive(self.languages) and positive(self.styles_of("zh")) == ["mono"]:
             raise ValueError(
                 "styles has mono only, and no Chinese font is monospace; add another style, or leave zh out "
                 "of languages"
             )
+
+    def styles_of(self, language: str) -> Shares:
+        return self.chinese_styles if language == "zh" and self.chinese_styles else self.styles
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Typography":

@@ -5,13 +5,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..layers import sdp_attention
+from ..prompt import PREFIX_TOKENS
 from ..transformer import OvisImageTransformer
-from .flow import flow_loss
+from .flow import flow_loss, thin_padding
 from .state import RunState
+
+# "linear end": in the last fifth only, so that a run can still be made shorter or longer on its way.
+Decay = Literal["cosine", "linear end", "none"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class TrainConfig:
     seed: int = 0
     lr: float = 1e-3
     warmup_steps: int = 200
-    cosine: bool = True  # the learning rate falls to 0 at the last step; else it stays
+    decay: Decay = "cosine"  # how the learning rate falls to 0 at the last step
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01  # of matrices only
     max_grad_norm: float = 1.0
@@ -30,13 +36,17 @@ class TrainConfig:
     caption_dropout: float = 0.1  # share of captions replaced by the empty prompt, for guidance
     uniform_sigmas: bool = False
     bf16: bool = True  # compute in bfloat16; weights and optimizer stay float32
-    context_tokens: int | None = None  # text states that are used, None for all; fewer is faster
+    context_tokens: int | None = None  # text states that are computed, see `thin_padding`; None: all
 
     def lr_at(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if not self.cosine:
-            return self.lr * warm
-        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        rest = max(0.0, 1 - step / self.steps)
+        falling = {
+            "cosine": 0.5 - 0.5 * math.cos(math.pi * rest),
+            "linear end": min(1.0, 5 * rest),
+            "none": 1.0,
+        }
+        return self.lr * warm * falling[self.decay]
 
 
 @dataclass(frozen=True)
@@ -99,10 +109,16 @@ class Trainer:
             for prompt, draw in zip(batch.prompts, draws, strict=True)
         ]
         with self.autocast():
-            context = self.encode(prompts)[:, : self.config.context_tokens].to(self.device)
+            context, attention = self.encode(prompts).to(self.device), sdp_attention
+            if self.config.context_tokens:
+                longest = max(map(len, prompts)) - PREFIX_TOKENS
+                table = self.transformer.rotary_table(context.shape[1], *latents.shape[-2:], self.device)
+                context, attention = thin_padding(
+                    context, table, longest, self.config.context_tokens, generator
+                )
 
             def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-                return self.transformer(x, sigma, context).float()
+                return self.transformer(x, sigma, context, attention).float()
 
             return flow_loss(velocity, latents, generator, self.config.uniform_sigmas)
 

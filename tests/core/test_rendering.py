@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -218,3 +219,32 @@ def test_phrases_break_where_both_lines_are_most_alike():
 
 
 # Words
+
+
+def test_writing_on_a_grid_stands_where_its_length_puts_it(real_fonts):
+    """Every letter in a cell of 16 pixels and every character in one of 32, whatever its ink."""
+    config = Typography(
+        grid_sizes={"en": 27, "zh": 32},
+        styles={"mono": 1},
+        chinese_styles={"bold": 1},
+        max_faces=1,
+        kinds={"letters": 1},
+        lengths=(2, 6),
+        chinese_lengths=(2, 3),
+        positions={"centre": 1},
+        punctuation=0,
+    )
+    renderer = Renderer(config, real_fonts)
+    tops = set()
+    for index in range(60):
+        example = renderer(0, index)
+        (text,), (box,) = example.texts, example.boxes
+        cell = 32 if example.language == "zh" else 16
+        left = 64 - len(text) * cell / 2
+        assert left <= box[0] < left + cell
+        assert left + (len(text) - 1) * cell < box[2] <= left + len(text) * cell
+        if text.isascii() and text.isupper() and not set(text) & set("JQ"):
+            tops.add(box[3])
+    assert max(tops) - min(tops) <= 1  # one baseline
+    with pytest.raises(ValueError, match="fits pictures of 128 pixels"):
+        Renderer(replace(config, grid_sizes={"en": 90, "zh": 90}), real_fonts)(0, 0)

@@ -95,6 +95,9 @@ def test_every_setting_has_an_effect(name, draw):
         ({"digits": 2}, "digits is 2; from 0 to 1"),
         ({"num_colours": 2.5}, "num_colours is 2.5; from 2"),
         ({"styles": {"mono": 1}}, "no Chinese font is monospace"),
+        ({"chinese_styles": {"thin": 1}}, "chinese_styles has 'thin'; there are: sans, bold"),
+        ({"grid_sizes": {"fr": 20}}, "grid_sizes gives 'fr' 20; en or zh and 6 to 1000"),
+        ({"max_faces": 0}, "max_faces is 0; from 1 to 8"),
     ],
 )
 def test_impossible_settings_are_refused(settings, sentence):

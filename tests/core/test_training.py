@@ -9,7 +9,7 @@ from ovis_core.autoencoder import Autoencoder, AutoencoderConfig, normalize
 from ovis_core.sampling import shift_mu
 from ovis_core.text_encoder import TextEncoder, TextEncoderConfig
 from ovis_core.training.autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
-from ovis_core.training.flow import CheckpointedTransformer, draw_sigmas, velocity_loss
+from ovis_core.training.flow import CheckpointedTransformer, draw_sigmas, thin_padding, velocity_loss
 from ovis_core.training.trainer import Batch, TrainConfig, Trainer
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig
 
@@ -168,7 +168,43 @@ def test_learning_rates_warm_up_and_fall():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(rates[9], rel=0.05)
     assert rates[-1] < 0.01
-    assert replace(config, cosine=False).lr_at(99) == 1.0
+    assert replace(config, decay="none").lr_at(99) == 1.0
+    late = replace(config, decay="linear end")
+    assert late.lr_at(79) == 1.0
+    assert late.lr_at(90) == pytest.approx(0.5)
+    assert late.lr_at(99) == pytest.approx(0.05)
+    longer = replace(late, steps=200)  # the same until the shorter one ends
+    assert [late.lr_at(step) for step in range(80)] == [longer.lr_at(step) for step in range(80)]
+
+
+@torch.no_grad()
+def test_thinned_padding_is_the_padding_on_the_average():
+    """All of it kept is the whole computation; a few drawn states miss it less than none at all."""
+    transformer, text_encoder = networks()
+    batch, sigma = batch_of(0), torch.full((4,), 0.5)
+    context = text_encoder(batch.prompts)
+    longest = max(map(len, batch.prompts)) - 28
+    table = transformer.rotary_table(256, 4, 6, torch.device("cpu"))
+    whole = transformer(batch.latents, sigma, context)
+
+    def velocity(length, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        thinned, attention = thin_padding(context, table, longest, length, generator)
+        assert thinned.shape[1] == length
+        return transformer(batch.latents, sigma, thinned, attention)
+
+    torch.testing.assert_close(velocity(256), whole, rtol=1e-4, atol=1e-5)
+    mean = torch.stack([velocity(longest + 4, seed) for seed in range(16)]).mean(0)
+    without = transformer(batch.latents, sigma, context[:, :longest])
+    assert (mean - whole).norm() < 0.3 * (without - whole).norm()
+    assert not torch.equal(velocity(longest + 4, 0), velocity(longest + 4, 1))
+
+
+def test_a_caption_that_does_not_fit_is_refused():
+    run = trainer(TrainConfig(steps=2, bf16=False, context_tokens=10))
+    with pytest.raises(ValueError, match="up to 10 text states, but context_tokens is 10; from 14 to 256"):
+        run.train_step()
+    trainer(TrainConfig(steps=2, bf16=False, context_tokens=14)).train_step()
 
 
 def test_steps_that_explode_are_skipped_then_training_stops():
