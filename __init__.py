@@ -3,11 +3,15 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes import NODES
+from .nodes.adapters.files import offer_own_models
 
 WEB_DIRECTORY = "./web"
 
 
 class OvisImageExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        offer_own_models()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 

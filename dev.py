@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The developer command: this pack on a real ComfyUI, whether or not one is installed.
 
-    python3 dev.py demo [--prompt TEXT] [--out FILE]    one image from a small random-weight model
+    python3 dev.py demo [--prompt TEXT] [--out FILE]    one image from the model in the pack
     python3 dev.py test [pytest arguments]              lint, format check, all tests
     python3 dev.py serve [--port N] [-- arguments]      ComfyUI with this pack, for the browser
     python3 dev.py bench NAME                           a measurement, written to tests/bench/results
@@ -36,6 +36,7 @@ from tools.environment import DevError, cache_directory, find_comfyui, require_p
 from tools.server import ComfyServer, link_pack  # noqa: E402
 
 API_EXAMPLE = ROOT / "workflows" / "api" / "text_to_image.py"
+DEMO_WORKFLOW = ROOT / "workflows" / "api" / "nano_text_to_image.json"
 BENCHES = ROOT / "tests" / "bench"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -45,8 +46,8 @@ def main(argv: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    demo_parser = commands.add_parser("demo", help="one image from a small random-weight model")
-    demo_parser.add_argument("--prompt", default='A poster with the words "HELLO OVIS" in bold letters.')
+    demo_parser = commands.add_parser("demo", help="one image from the small model that comes with the pack")
+    demo_parser.add_argument("--prompt", default='"HELLO" in white on blue')
     demo_parser.add_argument("--out", type=Path, default=Path("ovis_image_demo.png"), metavar="FILE")
     commands.add_parser("test", help="lint, format check, all tests; arguments go to pytest")
     serve_parser = commands.add_parser(
@@ -80,18 +81,13 @@ def demo(prompt: str, out: Path) -> int:
 
     with tempfile.TemporaryDirectory(prefix="ovis-image-", ignore_cleanup_errors=True) as folder:
         base_dir = Path(folder)
-        print("writing a small random-weight model", flush=True)
-        if code := call([python, ROOT / "tests" / "tiny_model.py", "authors", base_dir / "models"], comfyui):
-            return code
         print("starting ComfyUI", flush=True)
         with ComfyServer(python, comfyui, base_dir, log=base_dir / "comfyui.log") as server:
-            client = [python, API_EXAMPLE, "--server", server.address]
+            client = [python, API_EXAMPLE, "--server", server.address, "--workflow", DEMO_WORKFLOW]
             client += ["--prompt", prompt, "--out", out.resolve()]
-            client += ["--model", "ovis_image_tiny.safetensors", "--text-encoder", "Ovis2.5-2B-tiny/"]
-            client += ["--vae", "ae_tiny.safetensors", "--width", "512", "--height", "512", "--steps", "8"]
             if call(client, comfyui):
                 raise DevError(f"The demo workflow failed.\n{server.log_tail()}")
-    print("This model has random weights, so the picture is noise; real weights go through the same steps.")
+    print("Ovis-Image Nano made this picture; Ovis-Image itself goes through the same nodes.")
     return 0
 
 

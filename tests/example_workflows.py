@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 FOLDER = tiny_model.ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 LORA = "ovis_image_lora.safetensors"
+NANO = "nano_text_to_image"  # runs with the model that comes with the pack
 SHRINK = 8
 SIDES = {  # widgets that are pixels
     "SolidMask": ("width", "height"),
@@ -21,6 +22,7 @@ SIDES = {  # widgets that are pixels
 }
 # The sizes of the pictures that each saves, with `quick_values`: node by node, in the order of their ids.
 PICTURES = {
+    "nano_text_to_image": [(128, 128)],
     "text_to_image": [(128, 128)],
     "text_to_image_primitives": [(128, 128)],
     "image_to_image": [(144, 144)],
@@ -47,7 +49,7 @@ def quick_values(api: dict) -> dict[str, dict]:
     values = {}
     for number, node in api.items():
         kind, inputs = node["class_type"], node["inputs"]
-        if kind == "OvisImageEmptyLatent":
+        if kind == "OvisImageEmptyLatent" and inputs["aspect_ratio"] != "custom":
             width, height = map(int, re.search(r"(\d+)x(\d+)", inputs["aspect_ratio"]).groups())
             size = {"width": width // SHRINK // 16 * 16, "height": height // SHRINK // 16 * 16}
             values[number] = {"aspect_ratio": "custom", **size}

@@ -14,9 +14,15 @@ FOLDER_KINDS = {
     AUTOENCODER.subfolder: "vae",
 }
 PIPELINES = "diffusers"
+OWN_MODELS = Path(__file__).parents[2] / "models"
 EXTENSIONS = (".safetensors", ".sft")
 # Files that stand for the folder they lie in: shards, and what diffusers and transformers call a single file.
 FOLDER_FILE = re.compile(r"(-\d{5}-of-\d{5}|(^|[/\\])(model|diffusion_pytorch_model))\.safetensors$")
+
+
+def offer_own_models() -> None:
+    """Lists the models that come with the pack among ComfyUI's diffusers pipelines."""
+    folder_paths.add_model_folder_path(PIPELINES, str(OWN_MODELS))
 
 
 def model_names() -> list[str]:
