@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...ovis_core.checkpoint import TRANSFORMER, open_checkpoint
 from ...ovis_core.lora import parameter_shapes
+from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .patcher import name_layers, patch_model
@@ -33,6 +34,9 @@ WEIGHT_DTYPES = {
 
 # How ComfyUI's mixed-precision layers are told what a weight is.
 FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+
+# What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
+RESIDUAL_CACHE = "ovis_residual_cache"
 
 NO_CONTROLNETS = "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
 
@@ -115,19 +119,30 @@ class ComfyTransformer(OvisImageTransformer):
         transformer_options=None,
         **_,
     ) -> Tensor:
-        return super().forward(x, timestep, context, PatchedAttention(transformer_options))
+        options = transformer_options or {}
+        cache = options[RESIDUAL_CACHE].forward(options["uuids"]) if RESIDUAL_CACHE in options else None
+        return super().forward(x, timestep, context, PatchedAttention(options), cache)
 
     def run_blocks(
-        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: PatchedAttention
+        self,
+        img: Tensor,
+        txt: Tensor,
+        vec: Tensor,
+        pe: Tensor,
+        attention: PatchedAttention,
+        cache: CachedForward | None = None,
     ) -> Tensor:
         """The blocks, or what other nodes put in their place or around their attention, as on FLUX."""
         run = {"vec": vec, "pe": pe, "attn_mask": None}
         for i, block in enumerate(self.double_blocks):
+            before = img if cache and i == 0 else None
             options = attention.inside("double", i, len(self.double_blocks))
             out = _run_block(
                 _run_double, block, {"img": img, "txt": txt, **run, "transformer_options": options}
             )
             img, txt = out["img"], out["txt"]
+            if before is not None and (reused := cache.reuse(before, img)) is not None:
+                return reused
 
         num_text = txt.shape[1]
         img = torch.cat((txt, img), dim=1)
@@ -135,7 +150,10 @@ class ComfyTransformer(OvisImageTransformer):
             options = attention.inside("single", i, len(self.single_blocks))
             options["img_slice"] = [num_text, img.shape[1]]
             img = _run_block(_run_single, block, {"img": img, **run, "transformer_options": options})["img"]
-        return img[:, num_text:]
+        img = img[:, num_text:]
+        if cache:
+            cache.keep(img)
+        return img
 
 
 def _run_block(run: Callable, block: nn.Module, args: dict) -> dict:
