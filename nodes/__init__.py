@@ -1,6 +1,6 @@
 """The nodes in menu order."""
 
-from .acceleration import OvisImageCache
+from .acceleration import OvisImageCache, OvisImageCompile
 from .campaign import OvisCampaignRows, OvisLabelledGrid
 from .conditioning import OvisImageTextEncode
 from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisStyle
@@ -22,6 +22,7 @@ NODES = [
     OvisImageVAEDecode,
     OvisImageVAEEncode,
     OvisImageLoraConvert,
+    OvisImageCompile,
     OvisImageCache,
     OvisCopy,
     OvisStyle,

@@ -5,6 +5,7 @@ from functools import partial
 from comfy_api.latest import io
 from server import PromptServer
 
+from .adapters.compilation import compiled_model
 from .adapters.residual_cache import cached_model
 
 CATEGORY = "Ovis-Image"
@@ -17,9 +18,9 @@ class OvisImageCache(io.ComfyNode):
             node_id="OvisImageCache",
             display_name="Ovis-Image Cache (approximate)",
             category=CATEGORY,
-            description="Skips most of the network at steps that change little. The picture changes: it is an "
-            "approximation of the one without this node.",
-            search_aliases=["ovis", "cache", "first block cache", "dbcache", "teacache", "easycache", "faster"],
+            description="Skips most of the network at steps that change little. The picture changes: it is "
+            "an approximation of the one without this node.",
+            search_aliases=["ovis", "cache", "first block cache", "dbcache", "teacache", "faster"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of the Ovis-Image Loader, with LoRAs or patches."),
                 io.Float.Input(
@@ -38,8 +39,8 @@ class OvisImageCache(io.ComfyNode):
                     default=4,
                     min=0,
                     max=10000,
-                    tooltip="Evaluations at the start that are always computed; they decide the layout and the "
-                    "letters.",
+                    tooltip="Evaluations at the start that are always computed; they decide the layout and "
+                    "the letters.",
                 ),
                 io.Int.Input(
                     "max_skips",
@@ -65,3 +66,26 @@ class OvisImageCache(io.ComfyNode):
     def execute(cls, model, threshold, warmup_steps, max_skips, taylor_order) -> io.NodeOutput:
         tell = partial(PromptServer.instance.send_progress_text, node_id=cls.hidden.unique_id)
         return io.NodeOutput(cached_model(model, threshold, warmup_steps, max_skips, taylor_order, tell))
+
+
+class OvisImageCompile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OvisImageCompile",
+            display_name="Ovis-Image Compile",
+            category=CATEGORY,
+            description="Compiles the network's blocks with torch.compile, once for all sizes and prompts. "
+            "The picture is the same up to rounding.",
+            search_aliases=["ovis", "torch compile", "torchcompilemodel", "inductor", "triton", "faster"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of the Ovis-Image Loader, with LoRAs or patches."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model whose blocks run compiled; its first step takes longer.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        return io.NodeOutput(compiled_model(model))

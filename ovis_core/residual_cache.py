@@ -1,15 +1,15 @@
 """Steps that change little reuse what the blocks behind the first one added. Approximate.
 
-The first block is always computed. Where its residual (what it adds to the image tokens) has changed little since
-the last computed step, the residual of all other blocks is taken from that step too, or extrapolated from the
-last two; this is the first-block cache of ParaAttention and cache-dit (DBCache with F1B0) with the Taylor
-prediction of TaylorSeer (arXiv 2503.06923).
+The first block is always computed. Where its residual (what it adds to the image tokens) has changed little
+since the last computed step, the residual of all other blocks is taken from that step too, or extrapolated
+from the last two; this is the first-block cache of ParaAttention and cache-dit (DBCache with F1B0) with the
+Taylor prediction of TaylorSeer (arXiv 2503.06923).
 
-Both branches of guidance decide together: guidance multiplies the difference of the two, and with it the error of
-one that is computed beside one that is not. A step is therefore skipped by all branches or by none.
+Both branches of guidance decide together: guidance multiplies the difference of the two, and with it the
+error of one that is computed beside one that is not. A step is therefore skipped by all branches or by none.
 
-B batch, L image tokens, D hidden. A branch is one conditioning of one evaluation: two with guidance, more with
-regional prompts. A forward is one branch at one evaluation, however many of them are batched.
+B batch, L image tokens, D hidden. A branch is one conditioning of one evaluation: two with guidance, more
+with regional prompts. A forward is one branch at one evaluation, however many of them are batched.
 """
 
 from collections import Counter
@@ -30,9 +30,11 @@ TOKENS = (1, 2)  # all dimensions but the batch
 class CacheSettings:
     """When a step may be skipped, and how its blocks are predicted.
 
-    threshold: the largest relative change (L1) of a first block's residual, of any branch and picture; 0 skips
-        nothing. warmup: evaluations at the start of a run that are computed. max_skips: skipped evaluations in a
-        row. order: 0 reuses the residual of the last computed evaluation, 1 extrapolates the last two in sigma.
+    threshold: the largest relative change (L1) of a first block's residual, of any branch and picture; 0
+        skips nothing.
+    warmup: evaluations at the start of a run that are computed.
+    max_skips: skipped evaluations in a row; 0 skips nothing.
+    order: 0 reuses the residual of the last computed evaluation, 1 extrapolates the last two in sigma.
     """
 
     threshold: float = 0.08
@@ -47,8 +49,8 @@ class CacheSettings:
     def __post_init__(self):
         if not (self.threshold >= 0 and self.warmup >= 0 and self.max_skips >= 0 and self.order in (0, 1)):
             raise ValueError(
-                f"threshold {self.threshold}, warm-up {self.warmup} and skips {self.max_skips} must be 0 or more, "
-                f"and the order 0 or 1, got {self.order}"
+                f"threshold {self.threshold}, warm-up {self.warmup} and skips {self.max_skips} must be 0 or "
+                f"more, and the order 0 or 1, got {self.order}"
             )
 
 
@@ -60,7 +62,7 @@ class Branch:
     rest: list[tuple[float, Tensor]] = field(default_factory=list)  # sigma, all other blocks'
 
     def change(self, first: Tensor) -> Tensor:
-        """Relative change of the first block's residual since the last computed evaluation -> (B,), float32."""
+        """Relative change of the first block's residual since the last computed evaluation -> (B,)."""
         moved = torch.linalg.vector_norm(first - self.first, 1, TOKENS, dtype=torch.float32)
         return moved / torch.linalg.vector_norm(self.first, 1, TOKENS, dtype=torch.float32)
 

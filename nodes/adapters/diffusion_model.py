@@ -37,6 +37,7 @@ FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode())
 
 # What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
 RESIDUAL_CACHE = "ovis_residual_cache"
+BLOCK_RUNNER = "ovis_block_runner"
 
 NO_CONTROLNETS = "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
 
@@ -168,13 +169,15 @@ def _run_block(run: Callable, block: nn.Module, args: dict) -> dict:
 
 def _run_double(block: nn.Module, args: dict) -> dict:
     attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"), args["txt"].shape[1])
-    img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], attention)
+    run = args["transformer_options"].get(BLOCK_RUNNER, nn.Module.__call__)
+    img, txt = run(block, args["img"], args["txt"], args["vec"], args["pe"], attention=attention)
     return {"img": img, "txt": txt}
 
 
 def _run_single(block: nn.Module, args: dict) -> dict:
     attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"))
-    return {"img": block(args["img"], args["vec"], args["pe"], attention)}
+    run = args["transformer_options"].get(BLOCK_RUNNER, nn.Module.__call__)
+    return {"img": run(block, args["img"], args["vec"], args["pe"], attention=attention)}
 
 
 class OvisImageModelConfig(comfy.supported_models_base.BASE):

@@ -49,8 +49,8 @@ def cached_model(
     """
     if not isinstance(model.get_model_object("diffusion_model"), ComfyTransformer):
         raise ValueError(
-            "this cache works between the blocks of our loader's MODEL, and this is another model; connect the "
-            "Ovis-Image Loader, or use ComfyUI's EasyCache"
+            "this cache works between the blocks of our loader's MODEL, and this is another model; connect "
+            "the Ovis-Image Loader, or use ComfyUI's EasyCache"
         )
     runs = CacheRuns(CacheSettings(threshold, warmup_steps, max_skips, order), tell)
     clone = model.clone()

@@ -28,7 +28,7 @@ def told():
 
 @pytest.fixture
 def cached(pack, told):
-    """`cached(model, threshold, warmup, max_skips, order)` -> a clone with the cache; its reports go to `told`."""
+    """`cached(model, threshold, warmup, max_skips, order)` -> a clone whose reports go to `told`."""
     make = pack("nodes.adapters.residual_cache").cached_model
 
     def with_cache(model, threshold=ALWAYS, warmup=2, max_skips=1, order=0):
@@ -38,7 +38,7 @@ def cached(pack, told):
 
 
 def counting(model):
-    """A clone, and the conditionings that its last double block computes: one list of uuids for each forward."""
+    """A clone, and what its last double block computes: the conditionings' uuids of each forward."""
     calls = []
     clone = model.clone()
 
@@ -59,12 +59,12 @@ def guider_of(model, conds, cfg=5.0):
     return guider
 
 
-def run(guider, sampler="euler", steps=STEPS, shape=SHAPE, latent=None, mask=None, sigmas=None, callback=None):
+def run(guider, sampler="euler", shape=SHAPE, latent=None, mask=None, sigmas=None, callback=None):
     import comfy.samplers
 
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     latent = torch.zeros(shape) if latent is None else latent
-    sigmas = flow_sigmas(steps, 24) if sigmas is None else sigmas
+    sigmas = flow_sigmas(STEPS, 24) if sigmas is None else sigmas
     with torch.inference_mode():
         solver = comfy.samplers.sampler_object(sampler)
         return guider.sample(noise, latent, solver, sigmas, denoise_mask=mask, callback=callback, seed=0)
@@ -85,7 +85,9 @@ def test_threshold_0_is_no_cache_to_the_bit(model, cached, conds, told, sampler)
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("euler", STEPS), ("heun", 2 * STEPS - 1)])
 @pytest.mark.parametrize("max_skips", [1, 3])
-def test_a_large_threshold_skips_as_often_as_allowed(model, cached, conds, told, sampler, evaluations, max_skips):
+def test_a_large_threshold_skips_as_often_as_allowed(
+    model, cached, conds, told, sampler, evaluations, max_skips
+):
     counted, calls = counting(model)
     run(guider_of(cached(counted, warmup=2, max_skips=max_skips), conds), sampler)
     computed = 2 + (evaluations - 2) // (max_skips + 1)
@@ -238,10 +240,15 @@ def test_a_second_cache_takes_the_firsts_place(model, cached, conds, told):
 
 def test_other_nodes_blocks_and_attention_stay(model, cached, conds):
     patched = model.clone()
-    patched.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 0)
-    patched.set_model_patch_replace(
-        lambda args, extra: {"img": extra["original_block"](args)["img"] * 0.5}, "dit", "single_block", 1
-    )
+
+    def plain(args, extra):
+        return extra["original_block"](args)
+
+    def halve(args, extra):
+        return {"img": extra["original_block"](args)["img"] * 0.5}
+
+    patched.set_model_patch_replace(plain, "dit", "double_block", 0)
+    patched.set_model_patch_replace(halve, "dit", "single_block", 1)
     seen = []
 
     def attn1_patch(q, k, v, pe, attn_mask, extra_options):
@@ -264,7 +271,8 @@ def test_other_nodes_blocks_and_attention_stay(model, cached, conds):
 def test_a_lora_on_the_model(model, cached, conds):
     patched = model.clone()
     key = "diffusion_model.single_blocks.0.linear2.weight"
-    change = torch.randn(model.model.state_dict()[key].shape, generator=torch.Generator().manual_seed(3)) * 0.02
+    shape = model.model.state_dict()[key].shape
+    change = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.02
     patched.add_patches({key: ("diff", (change,))})
     plain, exact = run(guider_of(model, conds)), run(guider_of(patched, conds))
     assert distance(exact, plain) > 1e-3
@@ -303,7 +311,7 @@ def with_cache(workflow, **inputs):
 
 def stock_sampler(workflow):
     ours = workflow["5"]["inputs"]
-    kept = ("model", "steps", "cfg", "sampler_name", "positive", "negative", "latent_image", "seed", "denoise")
+    kept = "model", "steps", "cfg", "sampler_name", "positive", "negative", "latent_image", "seed", "denoise"
     workflow["5"] = {
         "class_type": "KSampler",
         "inputs": {**{name: ours[name] for name in kept}, "scheduler": "simple"},
