@@ -1,15 +1,30 @@
 """The core's residual cache on a MODEL: one state a sampling run, kept in that run's options alone."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...ovis_core.residual_cache import CacheSettings, ResidualCache
+from ...ovis_core.residual_cache import CachedForward, CacheSettings, ResidualCache
 from .diffusion_model import RESIDUAL_CACHE, ComfyTransformer
 
 log = logging.getLogger(__name__)
+
+
+class RunForward(CachedForward):
+    """Hidden from TorchCompileModel, which takes what it finds in the options for constants."""
+
+    reuse = torch.compiler.disable(CachedForward.reuse)
+    keep = torch.compiler.disable(CachedForward.keep)
+
+
+class RunCache(ResidualCache):
+    @torch.compiler.disable
+    def forward(self, keys: Sequence[Hashable]) -> RunForward:
+        forward = super().forward(keys)
+        return RunForward(forward.cache, forward.branches)
 
 
 class CacheRuns:
@@ -23,7 +38,7 @@ class CacheRuns:
     def sample(self, executor, *args, **kwargs) -> Tensor:
         """Around a guider's run; its options are this run's own copy."""
         options = executor.class_obj.model_options["transformer_options"]
-        cache = options[RESIDUAL_CACHE] = ResidualCache(self.settings)
+        cache = options[RESIDUAL_CACHE] = RunCache(self.settings)
         self.report = None
         try:
             samples = executor(*args, **kwargs)

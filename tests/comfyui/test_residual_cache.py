@@ -280,6 +280,20 @@ def test_a_lora_on_the_model(model, cached, conds):
     assert distance(run(guider_of(cached(patched, order=1), conds)), exact) < 0.3
 
 
+def test_in_comfyuis_compiled_model(model, cached, conds, told):
+    """Whose node ignores changes of the options, where the cache is."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    sigmas = flow_sigmas(3, 24)
+    plain = cached(model, warmup=1)
+    compiled = plain.clone()
+    set_torch_compile_wrapper(compiled, "eager", {"guard_filter_fn": skip_torch_compile_dict})
+    expected = run(guider_of(plain, conds), sigmas=sigmas)
+    assert distance(run(guider_of(compiled, conds), sigmas=sigmas), expected) <= 1e-6
+    assert told == ["4 of 6 forwards computed"] * 2
+
+
 def test_a_size_of_its_own_for_each_run(model, cached, conds):
     guider = guider_of(cached(model), conds)
     first = run(guider)
