@@ -161,7 +161,7 @@ def missing_compiler(device: str) -> str | None:
     if device == "cpu":
         if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
             return (
-                "torch.compile needs a C++ compiler for the CPU and there is none in the PATH; install g++ or "
+                "torch.compile needs a C++ compiler for the CPU and none is in the PATH; install g++ or "
                 "clang, on Windows MSVC"
             )
     elif device in ("cuda", "xpu"):
@@ -171,5 +171,5 @@ def missing_compiler(device: str) -> str | None:
                 "Windows triton-windows"
             )
         if sys.platform != "win32" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-            return "Triton needs a C compiler and there is none in the PATH; install gcc or clang"
+            return "Triton needs a C compiler and none is in the PATH; install gcc or clang"
     return None
