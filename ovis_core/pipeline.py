@@ -95,23 +95,23 @@ class Pipeline:
                 log.warning("the %s is %d tokens too long; its end was cut off", text, num_lost)
         context = self.text_encoder([t.ids for t in tokens]).to(weight.dtype)
 
-        residuals = ResidualCache(cache or CacheSettings(threshold=0))
+        residuals = ResidualCache(cache) if cache else None
 
         def velocity_of(branch: str, context: Tensor):
             return lambda x, sigma: self.transformer(
                 x.to(weight.dtype),
                 sigma,
                 context.expand(len(x), -1, -1),
-                cache=residuals.forward([branch]),
+                cache=residuals and residuals.forward([branch]),
             ).float()
 
         velocity = guided(
             velocity_of("positive", context[:1]), velocity_of("negative", context[1:]), Guidance(cfg)
         )
-        latents = SOLVERS[sampler](
-            cached(velocity, residuals), noise.to(weight.device, torch.float32), sigmas, callback
-        )
-        if cache:
+        if residuals:
+            velocity = cached(velocity, residuals)
+        latents = SOLVERS[sampler](velocity, noise.to(weight.device, torch.float32), sigmas, callback)
+        if residuals:
             log.info("%s", residuals.report)
         return latents
 
