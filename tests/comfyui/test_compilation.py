@@ -188,6 +188,7 @@ def test_with_the_cache(pack, model, compiled, counter):
     assert counter.graphs == 2
 
 
+@pytest.mark.timeout(900)  # torch compiles C++ headers the first time
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_inductors_kernels_are_close(pack):
     """One small block, on two sizes."""
