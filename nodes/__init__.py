@@ -1,5 +1,6 @@
 """The nodes in menu order."""
 
+from .acceleration import OvisImageCache, OvisImageCompile
 from .campaign import OvisCampaignRows, OvisLabelledGrid
 from .conditioning import OvisImageTextEncode
 from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisStyle
@@ -21,6 +22,8 @@ NODES = [
     OvisImageVAEDecode,
     OvisImageVAEEncode,
     OvisImageLoraConvert,
+    OvisImageCompile,
+    OvisImageCache,
     OvisCopy,
     OvisStyle,
     OvisLayout,

@@ -2,10 +2,11 @@
 
 from functools import partial
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from server import PromptServer
 
 from .adapters.guidance import corrected_guidance, plain_guidance
+from .adapters.residual_cache import cache_report
 from .adapters.sampling import SAMPLER_NAMES, fit_latent, make_noise, sample, schedule
 
 CATEGORY = "Ovis-Image"
@@ -195,4 +196,6 @@ class OvisImageSampler(io.ComfyNode):
         guider = plain_guidance(model, positive, negative, cfg)
         start = make_noise(samples, latent_image, seed, noise)
         tell = partial(PromptServer.instance.send_progress_text, node_id=cls.hidden.unique_id)
-        return io.NodeOutput(sample(guider, latent_image, samples, start, sampler_name, sigmas, seed, tell))
+        latent = sample(guider, latent_image, samples, start, sampler_name, sigmas, seed, tell)
+        report = cache_report(model)
+        return io.NodeOutput(latent, ui=ui.PreviewText(report) if report else None)

@@ -13,6 +13,7 @@ from .checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit,
 from .guidance import Guidance
 from .latents import PATCH_SIZE, VAE_FACTOR, num_image_tokens
 from .prompt import PromptTokenizer
+from .residual_cache import CacheSettings, ResidualCache, cached
 from .sampling import SOLVERS, flow_sigmas, guided, reference_noise
 from .text_encoder import TextEncoder
 from .transformer import OvisImageTransformer
@@ -44,14 +45,16 @@ class Pipeline:
         sampler: str = "euler",
         noise: Tensor | None = None,
         callback: Callable[[int, Tensor], None] | None = None,
+        cache: CacheSettings | None = None,
     ) -> Tensor:
         """An image (1, 3, height, width) in [0, 1]; sides in pixels are floored to multiples of 16.
 
         `noise` (B, C, height / 8, width / 8) replaces the reference's noise of `seed`, for as many images.
-        `callback` gets the index of each finished step and its denoised latents.
+        `callback` gets the index of each finished step and its denoised latents. `cache` skips steps that
+        change little, which changes the picture; without it, all are computed.
         """
         latents = self.sample(
-            prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise, callback
+            prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise, callback, cache
         )
         image = self.autoencoder.decode(
             denormalize(latents).to(self.autoencoder.decoder.conv_in.weight.dtype)
@@ -60,7 +63,18 @@ class Pipeline:
 
     @torch.inference_mode()
     def sample(
-        self, prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise=None, callback=None
+        self,
+        prompt,
+        negative_prompt,
+        width,
+        height,
+        steps,
+        cfg,
+        seed,
+        sampler,
+        noise=None,
+        callback=None,
+        cache=None,
     ) -> Tensor:
         """The latents (1, C, height / 8, width / 8) of that image, float32, as the MMDiT makes them."""
         if min(width, height) < SIZE_STEP:
@@ -81,13 +95,25 @@ class Pipeline:
                 log.warning("the %s is %d tokens too long; its end was cut off", text, num_lost)
         context = self.text_encoder([t.ids for t in tokens]).to(weight.dtype)
 
-        def velocity_of(context: Tensor):
+        residuals = ResidualCache(cache) if cache else None
+
+        def velocity_of(branch: str, context: Tensor):
             return lambda x, sigma: self.transformer(
-                x.to(weight.dtype), sigma, context.expand(len(x), -1, -1)
+                x.to(weight.dtype),
+                sigma,
+                context.expand(len(x), -1, -1),
+                cache=residuals and residuals.forward([branch]),
             ).float()
 
-        velocity = guided(velocity_of(context[:1]), velocity_of(context[1:]), Guidance(cfg))
-        return SOLVERS[sampler](velocity, noise.to(weight.device, torch.float32), sigmas, callback)
+        velocity = guided(
+            velocity_of("positive", context[:1]), velocity_of("negative", context[1:]), Guidance(cfg)
+        )
+        if residuals:
+            velocity = cached(velocity, residuals)
+        latents = SOLVERS[sampler](velocity, noise.to(weight.device, torch.float32), sigmas, callback)
+        if residuals:
+            log.info("%s", residuals.report)
+        return latents
 
 
 def load_pipeline(

@@ -31,6 +31,7 @@ from .layers import (
     timestep_embedding,
 )
 from .layouts import num_blocks
+from .residual_cache import CachedForward
 
 TIME_DIM = 256
 MAX_TABLES = 4  # sizes whose rotary tables are kept, 4 MB each at 1024x1024
@@ -119,13 +120,18 @@ class OvisImageTransformer(nn.Module):
         self._tables: dict[tuple, Tensor] = {}
 
     def forward(
-        self, x: Tensor, sigma: Tensor, context: Tensor, attention: Attention = sdp_attention
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        attention: Attention = sdp_attention,
+        cache: CachedForward | None = None,
     ) -> Tensor:
         """The velocity eps - x0 at `x`.
 
         x: latents (B, C, H, W), any H and W. sigma: flow time (B,), 1 is noise. context: text states (B, L,
-        context_dim), zero where padded; padding takes part in the attention, as in training. Returns (B, C,
-        H, W) in x's dtype.
+        context_dim), zero where padded; padding takes part in the attention, as in training. cache: may leave
+        out all blocks but the first. Returns (B, C, H, W) in x's dtype.
         """
         height, width = x.shape[-2:]
         padded = pad_to_patch(x)
@@ -136,7 +142,7 @@ class OvisImageTransformer(nn.Module):
         vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(img.dtype))  # (B, D)
         pe = self.rotary_table(txt.shape[1], even_height, even_width, img.device)
 
-        tokens = self.final_layer(self.run_blocks(img, txt, vec, pe, attention), vec)
+        tokens = self.final_layer(self.run_blocks(img, txt, vec, pe, attention, cache), vec)
         return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
 
     def rotary_table(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -151,12 +157,26 @@ class OvisImageTransformer(nn.Module):
                 self._tables[key] = self.pe_embedder(ids, device)
         return self._tables[key]
 
-    def run_blocks(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
+    def run_blocks(
+        self,
+        img: Tensor,
+        txt: Tensor,
+        vec: Tensor,
+        pe: Tensor,
+        attention: Attention,
+        cache: CachedForward | None = None,
+    ) -> Tensor:
         """Image tokens (B, L, D), text tokens (B, L, D), vec (B, D) -> image tokens."""
-        for block in self.double_blocks:
+        for i, block in enumerate(self.double_blocks):
+            before = img if cache and i == 0 else None
             img, txt = block(img, txt, vec, pe, attention)
+            if before is not None and (reused := cache.reuse(before, img)) is not None:
+                return reused
 
         joined = torch.cat((txt, img), dim=1)  # (B, L, D), text first
         for block in self.single_blocks:
             joined = block(joined, vec, pe, attention)
-        return joined[:, txt.shape[1] :]
+        img = joined[:, txt.shape[1] :]
+        if cache:
+            cache.keep(img)
+        return img

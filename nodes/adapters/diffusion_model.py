@@ -22,6 +22,7 @@ from ...ovis_core.checkpoint import TRANSFORMER, open_checkpoint
 from ...ovis_core.latents import PATCH_SIZE
 from ...ovis_core.lora import parameter_shapes
 from ...ovis_core.prompt import CONTEXT_TOKENS
+from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .patcher import name_layers, patch_model
@@ -39,6 +40,10 @@ FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode())
 
 # Values a token at the peak, in hidden sizes: 21.04 are counted, of which linear1's rows are 11.
 ACTIVATIONS = 22
+
+# What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
+RESIDUAL_CACHE = "ovis_residual_cache"
+BLOCK_RUNNER = "ovis_block_runner"
 
 NO_CONTROLNETS = "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
 
@@ -121,19 +126,30 @@ class ComfyTransformer(OvisImageTransformer):
         transformer_options=None,
         **_,
     ) -> Tensor:
-        return super().forward(x, timestep, context, PatchedAttention(transformer_options))
+        options = transformer_options or {}
+        cache = options[RESIDUAL_CACHE].forward(options["uuids"]) if RESIDUAL_CACHE in options else None
+        return super().forward(x, timestep, context, PatchedAttention(options), cache)
 
     def run_blocks(
-        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: PatchedAttention
+        self,
+        img: Tensor,
+        txt: Tensor,
+        vec: Tensor,
+        pe: Tensor,
+        attention: PatchedAttention,
+        cache: CachedForward | None = None,
     ) -> Tensor:
         """The blocks, or what other nodes put in their place or around their attention, as on FLUX."""
         run = {"vec": vec, "pe": pe, "attn_mask": None}
         for i, block in enumerate(self.double_blocks):
+            before = img if cache and i == 0 else None
             options = attention.inside("double", i, len(self.double_blocks))
             out = _run_block(
                 _run_double, block, {"img": img, "txt": txt, **run, "transformer_options": options}
             )
             img, txt = out["img"], out["txt"]
+            if before is not None and (reused := cache.reuse(before, img)) is not None:
+                return reused
 
         num_text = txt.shape[1]
         img = torch.cat((txt, img), dim=1)
@@ -141,7 +157,10 @@ class ComfyTransformer(OvisImageTransformer):
             options = attention.inside("single", i, len(self.single_blocks))
             options["img_slice"] = [num_text, img.shape[1]]
             img = _run_block(_run_single, block, {"img": img, **run, "transformer_options": options})["img"]
-        return img[:, num_text:]
+        img = img[:, num_text:]
+        if cache:
+            cache.keep(img)
+        return img
 
 
 def _run_block(run: Callable, block: nn.Module, args: dict) -> dict:
@@ -156,13 +175,15 @@ def _run_block(run: Callable, block: nn.Module, args: dict) -> dict:
 
 def _run_double(block: nn.Module, args: dict) -> dict:
     attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"), args["txt"].shape[1])
-    img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], attention)
+    run = args["transformer_options"].get(BLOCK_RUNNER, nn.Module.__call__)
+    img, txt = run(block, args["img"], args["txt"], args["vec"], args["pe"], attention=attention)
     return {"img": img, "txt": txt}
 
 
 def _run_single(block: nn.Module, args: dict) -> dict:
     attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"))
-    return {"img": block(args["img"], args["vec"], args["pe"], attention)}
+    run = args["transformer_options"].get(BLOCK_RUNNER, nn.Module.__call__)
+    return {"img": run(block, args["img"], args["vec"], args["pe"], attention=attention)}
 
 
 class OvisImageModelConfig(comfy.supported_models_base.BASE):

@@ -39,6 +39,8 @@ CONTRACT = {
     "OvisImageVAEDecode": ["samples", "vae", "tile_size"],
     "OvisImageVAEEncode": ["pixels", "vae", "tile_size"],
     "OvisImageLoraConvert": ["model", "lora_name", "dialect", "filename_prefix"],
+    "OvisImageCompile": ["model"],
+    "OvisImageCache": ["model", "threshold", "warmup_steps", "max_skips", "taylor_order"],
     "OvisCopy": [
         *("headline", "subtitle", "body", "call_to_action", "price", "footer", "scene", "style"),
         "language",
