@@ -217,8 +217,8 @@ def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, di
     Raises ValueError as `ovis_core.checkpoint.open_checkpoint` does.
     """
     checkpoint = open_checkpoint(path, TRANSFORMER)
-    keep_scales = weight_dtype in (None, torch.float8_e4m3fn)
-    state = checkpoint.read(comfy.utils.load_torch_file, keep_scales)
+    keep_quantized = weight_dtype in (None, torch.float8_e4m3fn)
+    state = checkpoint.read(comfy.utils.load_torch_file, keep_quantized)
     state, _ = comfy.utils.convert_old_quants(state, metadata={})
     model_config = OvisImageModelConfig({"config": checkpoint.config})
     _choose_dtypes(model_config, state, weight_dtype)
