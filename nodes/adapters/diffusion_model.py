@@ -21,7 +21,8 @@ from ...ovis_core.checkpoint import TRANSFORMER, open_checkpoint
 from ...ovis_core.lora import parameter_shapes
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
-from .patcher import name_layers, patch_model
+from .gguf import GGUFOps, GGUFPatcher, quantized_weights
+from .patcher import OvisImagePatcher, name_layers, patch_model
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -217,16 +218,33 @@ def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, di
     Raises ValueError as `ovis_core.checkpoint.open_checkpoint` does.
     """
     checkpoint = open_checkpoint(path, TRANSFORMER)
-    keep_quantized = weight_dtype in (None, torch.float8_e4m3fn)
-    state = checkpoint.read(comfy.utils.load_torch_file, keep_quantized)
+    is_gguf = bool(checkpoint.block_formats) and weight_dtype is None
+    keep_quantized = is_gguf or (weight_dtype in (None, torch.float8_e4m3fn) and not checkpoint.block_formats)
+    state = checkpoint.read(comfy.utils.load_torch_file, keep_quantized, weight_dtype or torch.bfloat16)
     state, _ = comfy.utils.convert_old_quants(state, metadata={})
     model_config = OvisImageModelConfig({"config": checkpoint.config})
-    _choose_dtypes(model_config, state, weight_dtype)
+    if is_gguf:
+        state = _keep_gguf(model_config, state, checkpoint.block_formats)
+    else:
+        _choose_dtypes(model_config, state, weight_dtype)
     model = OvisImageModel(model_config)
-    patcher = patch_model(model, disable_dynamic)
-    model.load_model_weights(state, assign=patcher.is_dynamic())
+    # ComfyUI's dynamic VRAM would quantise patched weights again, which GGUF's formats are too slow for.
+    patcher = patch_model(model, disable_dynamic or is_gguf, GGUFPatcher if is_gguf else OvisImagePatcher)
+    model.load_model_weights(state, assign=is_gguf or patcher.is_dynamic())
     patcher.cached_patcher_init = (load_diffusion_model, (path, weight_dtype))
     return patcher
+
+
+def _keep_gguf(
+    model_config: OvisImageModelConfig, state: dict[str, Tensor], formats: dict[str, str]
+) -> dict[str, Tensor]:
+    """Layers and a state dict for weights that stay quantised; computes in what suits the device."""
+    device = comfy.model_management.get_torch_device()
+    supported = model_config.supported_inference_dtypes
+    compute = comfy.model_management.unet_manual_cast(None, device, supported)
+    model_config.custom_operations = GGUFOps
+    model_config.set_inference_dtype(compute, compute, device=device)
+    return quantized_weights(state, formats, compute)
 
 
 def _choose_dtypes(
