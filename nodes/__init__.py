@@ -6,6 +6,7 @@ from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisStyle
 from .latents import OvisImageEmptyLatent
 from .loaders import OvisImageLoader
 from .lora import OvisImageLoraConvert, OvisImageLoraLoader
+from .quantization import OvisImageQuantCheck
 from .sampling import OvisImageGuider, OvisImageSampler, OvisImageScheduler
 from .vae import OvisImageVAEDecode, OvisImageVAEEncode
 from .verify import OvisTextBestOf, OvisTextRetry, OvisTextVerify
@@ -21,6 +22,7 @@ NODES = [
     OvisImageVAEDecode,
     OvisImageVAEEncode,
     OvisImageLoraConvert,
+    OvisImageQuantCheck,
     OvisCopy,
     OvisStyle,
     OvisLayout,

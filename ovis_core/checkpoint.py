@@ -124,7 +124,8 @@ class Checkpoint:
         weights, notes = split_notes(_strip(tensors, self.layout.prefix, self.part.ignored))
         scales = scales_of(notes)
         for key, tensor in weights.items():
-            _check_finite(self.path, key, tensor)
+            if tensor.is_floating_point():
+                _check_finite(self.path, key, tensor)
         check_scales(self.path, scales)
 
         layers = {

@@ -15,6 +15,7 @@ from ovis_core.export import unconvert
 from ovis_core.layouts import convert, llama_rules
 from ovis_core.lora import read_lora
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("gguf")

@@ -39,6 +39,7 @@ CONTRACT = {
     "OvisImageVAEDecode": ["samples", "vae", "tile_size"],
     "OvisImageVAEEncode": ["pixels", "vae", "tile_size"],
     "OvisImageLoraConvert": ["model", "lora_name", "dialect", "filename_prefix"],
+    "OvisImageQuantCheck": ["model", "reference", "layers"],
     "OvisCopy": [
         *("headline", "subtitle", "body", "call_to_action", "price", "footer", "scene", "style"),
         "language",
