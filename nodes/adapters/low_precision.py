@@ -125,8 +125,10 @@ def quantize_state(state: dict[str, Tensor], layer_format: str) -> dict[str, Ten
             continue
         layer = key.removesuffix(".weight")
         weight = tensor.to(device, torch.float32)
-        scale = (weight.abs().amax() / FP8_MAX).clamp(min=1e-12) if layer_format == FP8 else None
-        qdata, params = layout.quantize(weight, scale=scale, per_channel=True)
+        if layer_format == FP8:
+            qdata, params = layout.quantize(weight, scale=(weight.abs().amax() / FP8_MAX).clamp(min=1e-12))
+        else:
+            qdata, params = layout.quantize(weight, per_channel=True)
         quantized[key] = qdata.to(tensor.device)
         quantized[f"{layer}.weight_scale"] = params.scale.to(tensor.device)
         quantized[f"{layer}.comfy_quant"] = note(layer_format)
