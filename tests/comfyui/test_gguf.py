@@ -257,3 +257,19 @@ def test_llama_cpps_text_encoder(pack, parts, tmp_path, kind):
     assert torch.equal(*states)
     assert ours.cond_stage_model.model.embed_tokens.weight._qdata.dtype == torch.uint8
     assert ours.patcher.model_size() < 0.4 * peer.patcher.model_size()
+
+
+@torch.inference_mode()  # as ComfyUI's executor runs nodes, loading and moving included
+def test_under_comfyuis_executor(pack, load, files):
+    import comfy.model_management
+
+    path, plain = files("Q8_0")
+    model, peer = load(path), load(plain)
+    lora = lora_of(peer)
+    both = [ours(pack, m, lora) for m in (model, peer)]
+    comfy.model_management.load_models_gpu(both)
+    assert distance(*map(velocity, both)) < 1e-5
+    comfy.model_management.unload_all_models()
+    assert torch.equal(velocity(model), velocity(peer))
+    (report,) = pack("nodes.quantization").OvisImageQuantCheck.execute(model, peer, 1).result
+    assert "largest error 0.00e+00" in report

@@ -157,11 +157,10 @@ def test_error_of_every_layer_and_of_the_velocity(pack, models, monkeypatch, nam
 @pytest.mark.parametrize("name", FORMATS)
 def test_saved_files_are_comfyuis(adapter, models, tmp_path, name):
     import comfy.sd
-    import comfy.utils
 
     model = models(name)
     file = tmp_path / "saved.safetensors"
-    comfy.utils.save_torch_file(model.state_dict_for_saving(), str(file))
+    comfy.sd.save_checkpoint(str(file), model)  # as ModelSave does
     again, stock = adapter.load_diffusion_model(file), comfy.sd.load_diffusion_model(str(file))
     layers = quantized_layers(model)
     assert quantized_layers(again).keys() == quantized_layers(stock).keys() == layers.keys()
@@ -200,8 +199,8 @@ def check(pack):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_check_lists_the_worst_layers_first(check, models, name):
-    model, exact = models(name), models()
-    with torch.inference_mode():
+    with torch.inference_mode():  # as ComfyUI's executor runs nodes
+        model, exact = models(name), models()
         (report,) = check(model, exact, 0).result
         (short,) = check(model, exact, 3).result
         (same,) = check(exact, models(), 1).result
