@@ -7,6 +7,7 @@ from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisStyle
 from .latents import OvisImageEmptyLatent
 from .loaders import OvisImageLoader
 from .lora import OvisImageLoraConvert, OvisImageLoraLoader
+from .quantization import OvisImageQuantCheck
 from .sampling import OvisImageGuider, OvisImageSampler, OvisImageScheduler
 from .vae import OvisImageVAEDecode, OvisImageVAEEncode
 from .verify import OvisTextBestOf, OvisTextRetry, OvisTextVerify
@@ -24,6 +25,7 @@ NODES = [
     OvisImageLoraConvert,
     OvisImageCompile,
     OvisImageCache,
+    OvisImageQuantCheck,
     OvisCopy,
     OvisStyle,
     OvisLayout,

@@ -9,9 +9,10 @@
 | noise -> latents           | `sampling`, `guidance`  | -> (B, 16, H, W)                               |
 | latents -> image           | `autoencoder`           | -> (B, 3, 8H, 8W)                              |
 
-`checkpoint` reads the published files, `export` writes them (`layouts` knows their names, `storage` their
-bytes); `lora` and `lora_export` do so for LoRAs; `pipeline` is all of it in one function. Nothing here
-imports ComfyUI, downloads, moves tensors between devices or reads the environment.
+`checkpoint` reads the published files, `export` writes them (`layouts` knows their names, `storage` and
+`gguf` their bytes, `quantized` and `dequantize` what smaller weights mean); `lora` and `lora_export` do so
+for LoRAs; `pipeline` is all of it in one function. Nothing here imports ComfyUI, downloads, moves tensors
+between devices or reads the environment.
 """
 
 from .autoencoder import Autoencoder, AutoencoderConfig

@@ -12,15 +12,28 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, AutoencoderConfig
+from .dequantize import dequantize
+from .gguf import read_gguf, read_gguf_header
 from .latents import PATCH_SIZE
 from .layouts import (
     FLUX_MARKER,
     Layout,
     Rule,
     autoencoder_layout,
+    convert,
     looks_like,
     text_encoder_layout,
     transformer_layout,
+)
+from .quantized import (
+    TORCH_DTYPES,
+    block_formats,
+    check_blocks,
+    check_dtypes,
+    check_scales,
+    check_unrotated,
+    scales_of,
+    split_notes,
 )
 from .storage import TensorInfo, check_index, model_files, read_headers, read_json
 from .text_encoder import TextEncoder, TextEncoderConfig
@@ -29,19 +42,7 @@ from .transformer import OvisImageTransformer, TransformerConfig
 T = TypeVar("T")
 Config = TransformerConfig | TextEncoderConfig | AutoencoderConfig
 
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
-
-# How fp8 files say what to multiply a weight by (two generations of names), and what else they say of a
-# layer.
-SCALE_ENDS = (".scale_weight", ".weight_scale")
-QUANT_ENDS = (*SCALE_ENDS, ".scale_input", ".input_scale", ".comfy_quant")
-QUANT_MARK = "scaled_fp8"
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ TEXT_ENCODER = Part(
     TextEncoderConfig,
     TextEncoder,
     2,
-    ("lm_head.", "llm.lm_head.", "visual_tokenizer.", "vte."),
+    ("lm_head.", "llm.lm_head.", "visual_tokenizer.", "vte.", "output.weight"),
 )
 AUTOENCODER = Part(
     "a FLUX VAE",
@@ -99,50 +100,59 @@ class Checkpoint:
     config: Config
     files: tuple[Path, ...]
     stamps: tuple  # what the files' sizes and times were when their headers were read
-    dtype: torch.dtype  # that most of the weights have once read (scaled fp8 is multiplied out)
+    dtype: torch.dtype  # that most of the weights have once read (quantised ones are multiplied out)
+    block_formats: Mapping[str, str]  # {name of ours: GGML's name for how its rows are quantised}
 
     def read(
-        self, load: Callable[[str], Mapping[str, Tensor]] = load_file, keep_scales: bool = False
+        self,
+        load: Callable[[str], Mapping[str, Tensor]] = load_file,
+        keep_quantized: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> dict[str, Tensor]:
         """The weights under our names, in the dtypes of the file, on the CPU.
 
-        `load` reads one file (ComfyUI has its own). Scaled fp8 weights are multiplied out to bfloat16; with
-        `keep_scales` they stay, and so does all that the file says of their layers, under the file's endings.
-        Raises ValueError when the file changed since its header was checked, or holds NaN or infinity.
+        `load` reads one safetensors file (ComfyUI has its own). Quantised weights are multiplied out to
+        `dtype`; with `keep_quantized` they stay: scaled ones with all that the file says of their layers,
+        under the file's endings, GGUF's as rows of bytes in `block_formats`. Raises ValueError when the file
+        changed since its header was checked, or holds NaN or infinity.
         """
         tensors: dict[str, Tensor] = {}
         for file in self.files:
-            tensors.update(load(str(file)))
+            tensors.update(read_gguf(file) if _is_gguf(file) else load(str(file)))
         if _stamps(self.files) != self.stamps:
             raise ValueError(f"{self.path.name} changed while it was being read; load it again")
-        weights, notes = _split_notes(_strip(tensors, self.layout.prefix, self.part.ignored))
-        scales = _scales(notes)
-        for key, tensor in (*weights.items(), *((key + " (scale)", scale) for key, scale in scales.items())):
-            _check_finite(self.path, key, tensor)
-        for key, scale in scales.items():
-            if scale <= 0:
-                raise ValueError(
-                    f"{self.path.name} has the scale {float(scale)} for {key}; download the file again"
-                )
+        weights, notes = split_notes(_strip(tensors, self.layout.prefix, self.part.ignored))
+        scales = scales_of(notes)
+        for key, tensor in weights.items():
+            if tensor.is_floating_point():
+                _check_finite(self.path, key, tensor)
+        check_scales(self.path, scales)
 
         layers = {
             rule.sources[0].removesuffix(".weight"): rule.targets[0].removesuffix(".weight")
             for rule in self.layout.rules
             if not _is_fused(rule)
         }
-        if keep_scales and all(layer in layers for layer, _ in notes if layer):
+        is_kept = keep_quantized and all(layer in layers for layer, _ in notes if layer)
+        if not is_kept:
+            for key, scale in scales.items():
+                check_unrotated(self.path, key, notes)
+                weights[key] = (weights[key].float() * scale.float()).to(dtype)
+        converted = convert(weights, self.layout.rules)
+        check_blocks(self.path, converted, self.block_formats)
+        if is_kept:
             kept = {(layers[layer] + end if layer else end): note for (layer, end), note in notes.items()}
-            return convert(weights, self.layout.rules) | kept
-        for key, scale in scales.items():
-            weights[key] = (weights[key].float() * scale.float()).to(torch.bfloat16)
-        return convert(weights, self.layout.rules)
+            return converted | kept
+        for key, name in self.block_formats.items():
+            converted[key] = dequantize(converted[key], name, dtype)
+        return converted
 
     def module(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """The network with its weights, in one dtype: the file's main one unless told otherwise."""
         if dtype is None:
             dtype = torch.bfloat16 if self.dtype == torch.float8_e4m3fn else self.dtype
         module = self.part.module(self.config, device="meta")
-        state = {key: tensor.to(device, dtype) for key, tensor in self.read().items()}
+        state = {key: tensor.to(device, dtype) for key, tensor in self.read(dtype=dtype).items()}
         module.load_state_dict(state, strict=True, assign=True)
         return module.to(device).eval().requires_grad_(False)
 
@@ -158,7 +168,7 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
         path = path / part.subfolder
     files = tuple(model_files(path))
     stamps = _stamps(files)
-    infos = read_headers(files)
+    infos, settings = _read_headers(files)
     check_index(path, infos)
     layout = part.find_layout(infos.keys())
     if layout is None:
@@ -166,9 +176,9 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
             f"{path.name} looks like {looks_like(infos.keys())}, not like {part.title}: it has no "
             f"{part.marker}; choose another file here, or choose this one in the field it belongs to"
         )
-    weights, notes = _split_notes(_strip(infos, layout.prefix, part.ignored))
-    scales = _scales(notes)
-    _check_dtypes(path, weights, scales)
+    weights, notes = split_notes(_strip(infos, layout.prefix, part.ignored))
+    scales = scales_of(notes)
+    check_dtypes(path, weights, scales)
     _check_names(path, part, layout, weights.keys())
     _check_dimensions(path, part, layout, weights)
     # The same conversion as for the weights, on tensors that have a shape and nothing else.
@@ -176,7 +186,9 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     shapes = {key: tuple(tensor.shape) for key, tensor in convert(hollow, layout.rules, path.name).items()}
     config_file = path / "config.json"
     try:
-        config = part.config.from_shapes(shapes, read_json(config_file) if config_file.is_file() else {})
+        config = part.config.from_shapes(
+            shapes, read_json(config_file) if config_file.is_file() else settings
+        )
     except ValueError as error:
         raise ValueError(f"{path.name} is {part.title}, but {error}") from None
     _check_shapes(path, part, layout, shapes, config)
@@ -184,39 +196,9 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
     sizes: Counter[str] = Counter()
     for info in weights.values():
         sizes[info.dtype] += math.prod(info.shape)
-    dtype = torch.bfloat16 if scales else TORCH_DTYPES[sizes.most_common(1)[0][0]]
-    return Checkpoint(part, path, layout, config, files, stamps, dtype)
-
-
-def convert(
-    tensors: Mapping[str, Tensor], rules: Iterable[Rule], name: str = "the file"
-) -> dict[str, Tensor]:
-    """A file's tensors -> ours; splits are views. Raises ValueError when rows do not fit together."""
-    converted = {}
-    for rule in rules:
-        if rule.optional and rule.sources[0] not in tensors:
-            continue
-        parts = [tensors[source] for source in rule.sources]
-        odd = next(
-            (s for s, part in zip(rule.sources, parts, strict=True) if part.shape[1:] != parts[0].shape[1:]),
-            None,
-        )
-        if odd:
-            raise ValueError(
-                f"{odd} in {name} has the shape {[*tensors[odd].shape]}, which does not fit {rule.sources[0]}"
-            )
-        rows = _join(parts)
-        if rule.swapped:
-            rows = torch.cat(rows.chunk(2)[::-1])
-        if rule.linear:
-            rows = rows[..., None, None]
-        shares = rows.chunk(len(rule.targets))
-        if len(shares) != len(rule.targets):
-            raise ValueError(
-                f"{rule.sources[0]} in {name} has {len(rows)} rows, too few for {len(rule.targets)} layers"
-            )
-        converted.update(zip(rule.targets, shares, strict=True))
-    return converted
+    formats = block_formats(path, layout, weights)
+    dtype = torch.bfloat16 if scales or formats else TORCH_DTYPES[sizes.most_common(1)[0][0]]
+    return Checkpoint(part, path, layout, config, files, stamps, dtype, formats)
 
 
 def check_fit(
@@ -235,6 +217,21 @@ def check_fit(
         )
 
 
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == GGUF
+
+
+def _read_headers(files: tuple[Path, ...]) -> tuple[dict[str, TensorInfo], dict]:
+    """All tensors, and what a GGUF file says of its language model, under the names of a config.json."""
+    if not _is_gguf(files[0]):
+        return read_headers(files), {}
+    infos, metadata = read_gguf_header(files[0])
+    family = metadata.get("general.architecture")
+    names = {"rope_theta": "rope.freq_base", "rms_norm_eps": "attention.layer_norm_rms_epsilon"}
+    settings = {ours: metadata.get(f"{family}.{theirs}") for ours, theirs in names.items()}
+    return infos, {key: value for key, value in settings.items() if value is not None}
+
+
 def _stamps(files: Iterable[Path]) -> tuple:
     return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in (file.stat() for file in files))
 
@@ -244,51 +241,8 @@ def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> d
     return {key.removeprefix(prefix): value for key, value in tensors.items() if not key.startswith(ignored)}
 
 
-def _split_notes(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[tuple[str, str], T]]:
-    """The weights, and what an fp8 file says of its layers, as {(layer, ending): note}."""
-    weights, notes = {}, {}
-    for key, tensor in tensors.items():
-        layer, dot, end = key.rpartition(".")
-        if key == QUANT_MARK:
-            notes["", key] = tensor
-        elif dot + end in QUANT_ENDS and f"{layer}.weight" in tensors:
-            notes[layer, dot + end] = tensor
-        else:
-            weights[key] = tensor
-    return weights, notes
-
-
-def _scales(notes: Mapping[tuple[str, str], T]) -> dict[str, T]:
-    return {f"{layer}.weight": note for (layer, end), note in notes.items() if end in SCALE_ENDS}
-
-
 def _is_fused(rule: Rule) -> bool:
     return len(rule.sources) > 1 or len(rule.targets) > 1 or rule.swapped
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    if parts[0].dtype == torch.float8_e4m3fn:  # torch cannot join these
-        return torch.cat([part.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
-    return torch.cat(parts)
-
-
-def _check_dtypes(path: Path, weights: Mapping[str, TensorInfo], scales: Mapping[str, TensorInfo]) -> None:
-    for key, info in weights.items():
-        if 0 in info.shape:
-            raise ValueError(f"{path.name} has the empty tensor {key}; download the file again")
-        if info.dtype not in TORCH_DTYPES:
-            raise ValueError(
-                f"{path.name} stores {key} as {info.dtype}, which is not supported; use a file in bf16, "
-                "fp16, fp32 or "
-                "fp8_e4m3fn"
-            )
-    for key, info in scales.items():
-        if weights[key].dtype != "F8_E4M3" or math.prod(info.shape) != 1:
-            raise ValueError(
-                f"{path.name} scales {key} in a way that is not supported; use fp8_e4m3fn with one scale each"
-            )
 
 
 def _check_dimensions(path: Path, part: Part, layout: Layout, weights: Mapping[str, TensorInfo]) -> None:

@@ -5,8 +5,11 @@ joins the rows of its sources and cuts them into its targets, which covers renam
 in both directions.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 AFFINE = (".weight", ".bias")
 
@@ -151,13 +154,31 @@ def _diffusers_single_rules(theirs: str, ours: str, source_rows: tuple[int, ...]
 
 TEXT_ENCODER_PREFIXES = {"authors": "llm.model.", "comfyui": "model.", "diffusers": ""}
 
+# What llama.cpp calls the layers of a Qwen3 block.
+LLAMA_NAMES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+
 
 def text_encoder_layout(keys: Collection[str]) -> Layout | None:
-    """The language model's layout: authors (inside Ovis2.5-2B), comfyui or diffusers; else None."""
+    """The language model's layout: authors (inside Ovis2.5-2B), comfyui, diffusers, llama.cpp; else None."""
     for name, prefix in TEXT_ENCODER_PREFIXES.items():
         if f"{prefix}layers.0.self_attn.q_norm.weight" in keys:
             return Layout(name, prefix, tuple(text_encoder_rules(num_blocks(keys, f"{prefix}layers"))))
+    if "blk.0.attn_q_norm.weight" in keys:
+        return Layout("llama.cpp", "", tuple(llama_rules(num_blocks(keys, "blk"))))
     return None
+
+
+def llama_rules(num_layers: int) -> Iterator[Rule]:
+    yield Rule(("token_embd.weight",), ("model.embed_tokens.weight",))
+    yield Rule(("output_norm.weight",), ("model.norm.weight",))
+    for i in range(num_layers):
+        for theirs, ours in LLAMA_NAMES.items():
+            yield Rule((f"blk.{i}.{theirs}.weight",), (f"model.layers.{i}.{ours}.weight",))
 
 
 def text_encoder_rules(num_layers: int) -> Iterator[Rule]:
@@ -226,6 +247,45 @@ def _affine(*layers: str | tuple[str, str]) -> Iterator[Rule]:
             yield Rule((theirs + end,), (ours + end,))
 
 
+def convert(
+    tensors: Mapping[str, Tensor], rules: Iterable[Rule], name: str = "the file"
+) -> dict[str, Tensor]:
+    """A file's tensors -> ours; splits are views. Raises ValueError when rows do not fit together."""
+    converted = {}
+    for rule in rules:
+        if rule.optional and rule.sources[0] not in tensors:
+            continue
+        parts = [tensors[source] for source in rule.sources]
+        odd = next(
+            (s for s, part in zip(rule.sources, parts, strict=True) if part.shape[1:] != parts[0].shape[1:]),
+            None,
+        )
+        if odd:
+            raise ValueError(
+                f"{odd} in {name} has the shape {[*tensors[odd].shape]}, which does not fit {rule.sources[0]}"
+            )
+        rows = _join(parts)
+        if rule.swapped:
+            rows = torch.cat(rows.chunk(2)[::-1])
+        if rule.linear:
+            rows = rows[..., None, None]
+        shares = rows.chunk(len(rule.targets))
+        if len(shares) != len(rule.targets):
+            raise ValueError(
+                f"{rule.sources[0]} in {name} has {len(rows)} rows, too few for {len(rule.targets)} layers"
+            )
+        converted.update(zip(rule.targets, shares, strict=True))
+    return converted
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].dtype == torch.float8_e4m3fn:  # torch cannot join these
+        return torch.cat([part.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
+    return torch.cat(parts)
+
+
 # What else a file may be, by names that no other kind of file has; the first match counts.
 SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a LoRA", (".lora_A.", ".lora_down.", ".lora_up.", ".lokr_w", ".hada_w", ".dora_scale")),
@@ -242,8 +302,8 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Stable Diffusion 1, 2 or XL", ("input_blocks.0.0.", "down_blocks.0.attentions.0.")),
     ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.", "shared.weight")),
     ("a CLIP text encoder", ("text_model.encoder.",)),
-    ("an Ovis2.5 or Qwen3 text encoder", ("layers.0.self_attn.q_norm.",)),
-    ("a Llama or Qwen2 text encoder", ("layers.0.self_attn.q_proj.",)),
+    ("an Ovis2.5 or Qwen3 text encoder", ("layers.0.self_attn.q_norm.", "blk.0.attn_q_norm.")),
+    ("a Llama or Qwen2 text encoder", ("layers.0.self_attn.q_proj.", "blk.0.attn_q.")),
     ("a VAE", ("decoder.up.", "decoder.up_blocks.", "decoder.conv_in.")),
 )  # fmt: skip
 

@@ -24,7 +24,7 @@ DTYPE_BITS = {
 IMPOSTORS = {
     b"PK\x03\x04": "a PyTorch pickle (.ckpt, .pt), which can run code; convert it to safetensors",
     b"\x80\x02": "a Python pickle, which can run code; convert it to safetensors",
-    b"GGUF": "a GGUF file, which this loader does not read; use the safetensors file",
+    b"GGUF": "a GGUF file under another name; give it the ending .gguf",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; download the real file",
     b"<": "a web page, not a model; the download failed, fetch the file again",
 }
@@ -37,6 +37,7 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    offset: int = 0  # of its first byte in a GGUF file
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

@@ -19,7 +19,7 @@ _spec.loader.exec_module(sys.modules["tiny_model"])
 
 import tiny_model  # noqa: E402
 
-for _name in ("tiny_lora", "example_workflows"):
+for _name in ("tiny_lora", "tiny_gguf", "example_workflows"):
     tiny_model.import_by_path(_name, Path(__file__).with_name(f"{_name}.py"))
 
 

@@ -1,6 +1,5 @@
 """The core's transformer as a ComfyUI diffusion model: MODEL."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,14 +17,16 @@ import torch
 from comfy.ldm.flux.math import attention
 from torch import Tensor, nn
 
-from ...ovis_core.checkpoint import TRANSFORMER, open_checkpoint
+from ...ovis_core.checkpoint import TRANSFORMER, Checkpoint, open_checkpoint
 from ...ovis_core.latents import PATCH_SIZE
 from ...ovis_core.lora import parameter_shapes
 from ...ovis_core.prompt import CONTEXT_TOKENS
 from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
-from .patcher import name_layers, patch_model
+from .gguf import GGUFOps, GGUFPatcher, quantized_weights
+from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
+from .patcher import OvisImagePatcher, name_layers, patch_model
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -33,10 +34,10 @@ WEIGHT_DTYPES = {
     "fp16": torch.float16,
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_scaled": FP8,
+    "int8": INT8,
 }
-
-# How ComfyUI's mixed-precision layers are told what a weight is.
-FP8_SCALED = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+WeightDtype = torch.dtype | str | None  # text for a format of ComfyUI's mixed-precision layers
 
 # Values a token at the peak, in hidden sizes: 21.04 are counted, of which linear1's rows are 11.
 ACTIVATIONS = 22
@@ -251,38 +252,67 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         return conds
 
 
-def load_diffusion_model(path: Path, weight_dtype: torch.dtype | None = None, disable_dynamic: bool = False):
+def load_diffusion_model(path: Path, weight_dtype: WeightDtype = None, disable_dynamic: bool = False):
     """A ModelPatcher around the transformer of a file or folder; dtypes and devices by ComfyUI's rules.
 
     `weight_dtype` is what the weights are kept in, None for what suits the file and the device.
     Raises ValueError as `ovis_core.checkpoint.open_checkpoint` does.
     """
     checkpoint = open_checkpoint(path, TRANSFORMER)
-    keep_scales = weight_dtype in (None, torch.float8_e4m3fn)
-    state = checkpoint.read(comfy.utils.load_torch_file, keep_scales)
-    state, _ = comfy.utils.convert_old_quants(state, metadata={})
+    state, is_gguf = _read(checkpoint, weight_dtype)
     model_config = OvisImageModelConfig({"config": checkpoint.config})
-    _choose_dtypes(model_config, state, weight_dtype)
+    if is_gguf:
+        state = _keep_gguf(model_config, state, checkpoint.block_formats)
+    else:
+        _choose_dtypes(model_config, state, weight_dtype)
     model = OvisImageModel(model_config)
-    patcher = patch_model(model, disable_dynamic)
-    model.load_model_weights(state, assign=patcher.is_dynamic())
+    # ComfyUI's dynamic VRAM would quantise patched weights again, which GGUF's formats are too slow for.
+    patcher = patch_model(model, disable_dynamic or is_gguf, GGUFPatcher if is_gguf else OvisImagePatcher)
+    model.load_model_weights(state, assign=is_gguf or patcher.is_dynamic())
     patcher.cached_patcher_init = (load_diffusion_model, (path, weight_dtype))
     return patcher
 
 
+def _read(checkpoint: Checkpoint, weight_dtype: WeightDtype) -> tuple[dict[str, Tensor], bool]:
+    """The weights, quantised where the file or `weight_dtype` has them so; whether they are GGUF's bytes."""
+    is_gguf = bool(checkpoint.block_formats)
+    is_format = isinstance(weight_dtype, str)
+    keep = weight_dtype is None or (weight_dtype in (torch.float8_e4m3fn, FP8) and not is_gguf)
+    dtype = torch.bfloat16 if weight_dtype is None or is_format else weight_dtype
+    state = checkpoint.read(comfy.utils.load_torch_file, keep, dtype)
+    state, _ = comfy.utils.convert_old_quants(state, metadata={})
+    if is_format and not any(key.endswith(".weight_scale") for key in state):
+        state = quantize_state(state, weight_dtype)
+    return state, is_gguf and weight_dtype is None
+
+
+def _keep_gguf(
+    model_config: OvisImageModelConfig, state: dict[str, Tensor], formats: dict[str, str]
+) -> dict[str, Tensor]:
+    """Layers and a state dict for weights that stay quantised; computes in what suits the device."""
+    device = comfy.model_management.get_torch_device()
+    supported = model_config.supported_inference_dtypes
+    compute = comfy.model_management.unet_manual_cast(None, device, supported)
+    model_config.custom_operations = GGUFOps
+    model_config.set_inference_dtype(compute, compute, device=device)
+    return quantized_weights(state, formats, compute)
+
+
 def _choose_dtypes(
-    model_config: OvisImageModelConfig, state: dict[str, Tensor], weight_dtype: torch.dtype | None
+    model_config: OvisImageModelConfig, state: dict[str, Tensor], weight_dtype: WeightDtype
 ) -> None:
-    """Storage and compute dtype by ComfyUI's rules; scaled fp8 goes to its mixed-precision layers."""
+    """Storage and compute dtype by ComfyUI's rules; scaled weights go to its mixed-precision layers."""
     device = comfy.model_management.get_torch_device()
     supported = model_config.supported_inference_dtypes
     scaled = [key.removesuffix(".weight_scale") for key in state if key.endswith(".weight_scale")]
     if scaled:
         for layer in scaled:  # the newest files name the format in their metadata alone
-            state.setdefault(f"{layer}.comfy_quant", FP8_SCALED)
+            is_int8 = state[f"{layer}.weight"].dtype == torch.int8
+            state.setdefault(f"{layer}.comfy_quant", note(INT8 if is_int8 else FP8))
         model_config.quant_config = {"mixed_ops": True}
         storage = comfy.model_management.unet_dtype(supported_dtypes=supported)
         compute = comfy.model_management.unet_manual_cast(None, device, supported)
+        model_config.custom_operations = low_precision_ops(model_config, compute, device)
     else:
         storage = weight_dtype or comfy.model_management.unet_dtype(
             model_params=comfy.utils.calculate_parameters(state),

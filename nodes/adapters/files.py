@@ -16,6 +16,7 @@ FOLDER_KINDS = {
 PIPELINES = "diffusers"
 OWN_MODELS = Path(__file__).parents[2] / "models"
 EXTENSIONS = (".safetensors", ".sft")
+GGUF_PARTS = (TRANSFORMER, TEXT_ENCODER)
 # Files that stand for the folder they lie in: shards, and what diffusers and transformers call a single file.
 FOLDER_FILE = re.compile(r"(-\d{5}-of-\d{5}|(^|[/\\])(model|diffusion_pytorch_model))\.safetensors$")
 
@@ -54,9 +55,9 @@ def _paths(part: Part) -> dict[str, Path]:
     kind = FOLDER_KINDS[part.subfolder]
     files: dict[str, Path] = {}
     folders: dict[str, Path] = {}
-    for name in folder_paths.get_filename_list(kind):
-        # A name that is no text cannot be sent to the editor.
-        if not name.lower().endswith(EXTENSIONS) or not name.isprintable():
+    names = [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(EXTENSIONS)]
+    for name in names + (_gguf_names(kind) if part in GGUF_PARTS else []):
+        if not name.isprintable():  # a name that is no text cannot be sent to the editor
             continue
         path = Path(folder_paths.get_full_path(kind, name) or "")
         parent = Path(name).parent
@@ -69,3 +70,13 @@ def _paths(part: Part) -> dict[str, Path]:
             for found in root.glob(pattern):
                 folders.setdefault(found.parent.relative_to(root).as_posix() + "/", found.parent)
     return {**files, **dict(sorted(folders.items()))}
+
+
+def _gguf_names(kind: str) -> list[str]:
+    """GGUF files in a folder of ComfyUI's, which lists its own kinds of files alone."""
+    names = [
+        name
+        for root in folder_paths.get_folder_paths(kind)
+        for name in folder_paths.recursive_search(root, excluded_dir_names=[".git"])[0]
+    ]
+    return sorted({name for name in names if name.lower().endswith(".gguf")})

@@ -217,12 +217,14 @@ class DynamicOvisImagePatcher(_AliasPatcher, comfy.model_patcher.ModelPatcherDyn
     """The patcher where ComfyUI's dynamic VRAM is on."""
 
 
-def patch_model(model: nn.Module, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """A patcher of the kind that ComfyUI uses on its device."""
+def patch_model(
+    model: nn.Module, disable_dynamic: bool = False, static_class: type[OvisImagePatcher] = OvisImagePatcher
+) -> comfy.model_patcher.ModelPatcher:
+    """A patcher of the kind that ComfyUI uses on its device; `static_class` where dynamic VRAM is off."""
     device = comfy.model_management.get_torch_device()
     is_dynamic = issubclass(comfy.model_patcher.CoreModelPatcher, comfy.model_patcher.ModelPatcherDynamic)
     if disable_dynamic or not is_dynamic or comfy.model_management.is_device_cpu(device):
-        patcher_class = OvisImagePatcher
+        patcher_class = static_class
     else:
         patcher_class = DynamicOvisImagePatcher
     return patcher_class(

@@ -17,6 +17,7 @@ from ...ovis_core.checkpoint import TEXT_ENCODER, open_checkpoint
 from ...ovis_core.pipeline import tokenizer_folder
 from ...ovis_core.prompt import MAX_TOKENS, PromptTokenizer, PromptTokens
 from ...ovis_core.text_encoder import TextEncoder, TextEncoderConfig
+from .gguf import GGUFOps, is_gguf, quantized_weights
 
 log = logging.getLogger(__name__)
 
@@ -102,19 +103,27 @@ class ComfyTextEncoder(TextEncoder):
     def load_sd(self, state: dict[str, Tensor]):
         return self.load_state_dict(state, strict=False, assign=getattr(self, "can_assign_sd", False))
 
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As torch's; bytes cannot be copied into numbers, so that quantised weights take their place."""
+        return super().load_state_dict(state_dict, strict, assign or any(map(is_gguf, state_dict.values())))
+
 
 def load_text_encoder(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """A CLIP from a file or folder. Raises ValueError as `ovis_core.checkpoint.open_checkpoint` does."""
     checkpoint = open_checkpoint(path, TEXT_ENCODER)
-    state = checkpoint.read(comfy.utils.load_torch_file)
+    state = checkpoint.read(comfy.utils.load_torch_file, keep_quantized=bool(checkpoint.block_formats))
     device = comfy.model_management.text_encoder_device()
     storage = checkpoint.dtype
     vocab_size = checkpoint.config.vocab_size
     compute = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    operations = comfy.ops.manual_cast
+    if checkpoint.block_formats:
+        storage, operations, disable_dynamic = compute, GGUFOps, True
+        state = quantized_weights(state, checkpoint.block_formats, compute)
 
     target = comfy.supported_models_base.ClipTarget(
         partial(ComfyTokenizer, tokenizer_folder(checkpoint.path) or COMFYUI_TOKENIZER, vocab_size),
-        partial(ComfyTextEncoder, checkpoint.config, comfy.ops.manual_cast, compute),
+        partial(ComfyTextEncoder, checkpoint.config, operations, compute),
     )
     parameters = comfy.utils.calculate_parameters(state)
     options = {"dtype": storage}

@@ -41,6 +41,7 @@ CONTRACT = {
     "OvisImageLoraConvert": ["model", "lora_name", "dialect", "filename_prefix"],
     "OvisImageCompile": ["model"],
     "OvisImageCache": ["model", "threshold", "warmup_steps", "max_skips", "taylor_order"],
+    "OvisImageQuantCheck": ["model", "reference", "layers"],
     "OvisCopy": [
         *("headline", "subtitle", "body", "call_to_action", "price", "footer", "scene", "style"),
         "language",

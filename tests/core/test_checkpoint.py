@@ -152,7 +152,7 @@ def test_scaled_fp8_is_multiplied_out(tmp_path, parts, saved, ends, layout):
     state = ours.read()
     assert state.keys() == reference.keys()
     assert all(torch.equal(state[key].float(), reference[key].float()) for key in state)
-    kept = ours.read(keep_scales=True)
+    kept = ours.read(keep_quantized=True)
     if layout == "comfyui":
         assert kept["img_in.weight"].dtype == torch.float8_e4m3fn
         assert kept[f"img_in.{ends[0]}"].item() > 0
@@ -380,15 +380,15 @@ def test_nonsense_in_a_config_is_refused(saved, tmp_path, part, config):
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, 0.0, -1.0])
-@pytest.mark.parametrize("keep_scales", [True, False])
-def test_scales_must_be_positive_numbers(saved, tmp_path, scale, keep_scales):
+@pytest.mark.parametrize("keep_quantized", [True, False])
+def test_scales_must_be_positive_numbers(saved, tmp_path, scale, keep_quantized):
     def change(state):
         state["img_in.weight"] = state["img_in.weight"].to(torch.float8_e4m3fn)
         state["img_in.scale_weight"] = torch.tensor(scale)
 
     checkpoint = open_checkpoint(broken(saved, tmp_path, change), TRANSFORMER)
     with pytest.raises(ValueError, match="img_in.weight"):
-        checkpoint.read(keep_scales=keep_scales)
+        checkpoint.read(keep_quantized=keep_quantized)
 
 
 def test_a_full_checkpoint_gives_its_diffusion_model(saved, tmp_path, parts):
