@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 FOLDER = tiny_model.ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+APPS = [name for name in NAMES if name.endswith(".app")]
 LORA = "ovis_image_lora.safetensors"
 SHRINK = 8
 SIDES = {  # widgets that are pixels
@@ -18,8 +19,10 @@ SIDES = {  # widgets that are pixels
     "GrowMask": ("expand",),
     "ResizeAndPadImage": ("target_width", "target_height"),
     "ImageGrid": ("cell_width", "cell_height", "padding"),
+    "OvisLabelledGrid": ("cell_size",),
 }
-# The sizes of the pictures that each saves, with `quick_values`: node by node, in the order of their ids.
+# The sizes of the pictures that each saves, with `quick_values`: node by node, in the order of their ids. A
+# sheet with labels is as large as its letters are: None.
 PICTURES = {
     "text_to_image": [(128, 128)],
     "text_to_image_primitives": [(128, 128)],
@@ -31,6 +34,11 @@ PICTURES = {
         *[(96, 160), (112, 128), (128, 128), (144, 96), (160, 96), (256, 64)],
         (3 * 64 + 2, 2 * 72 + 1),
     ],
+    "poster_from_copy": [(96, 144)],
+    "verified_poster": [(96, 144)] * 2,
+    "best_of_seeds": [(144, 96), None],
+    "campaign": [(128, 128)] * 4 + [None],
+    **dict.fromkeys(APPS, [(96, 144)]),
 }
 
 
@@ -47,7 +55,7 @@ def quick_values(api: dict) -> dict[str, dict]:
     values = {}
     for number, node in api.items():
         kind, inputs = node["class_type"], node["inputs"]
-        if kind == "OvisImageEmptyLatent":
+        if kind == "OvisImageEmptyLatent" and inputs["aspect_ratio"] != "custom":
             width, height = map(int, re.search(r"(\d+)x(\d+)", inputs["aspect_ratio"]).groups())
             size = {"width": width // SHRINK // 16 * 16, "height": height // SHRINK // 16 * 16}
             values[number] = {"aspect_ratio": "custom", **size}
@@ -56,8 +64,14 @@ def quick_values(api: dict) -> dict[str, dict]:
         elif kind in SIDES:
             sides = {side: inputs[side] for side in SIDES[kind] if not isinstance(inputs[side], list)}
             values[number] = {side: value // SHRINK for side, value in sides.items()}
-        elif "steps" in inputs:
+        elif kind == "OvisCampaignRows":
+            values[number] = {"size": "128x128"}
+        elif kind == "JsonExtractString":  # the steps of each quality
+            values[number] = {"json_string": json.dumps(dict.fromkeys(json.loads(inputs["json_string"]), 2))}
+        elif isinstance(inputs.get("steps"), int):
             values[number] = {"steps": 2}
+        if "max_tries" in inputs:
+            values[number] = {**values.get(number, {}), "max_tries": 2}
     return values
 
 

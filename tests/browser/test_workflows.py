@@ -22,7 +22,8 @@ PICTURES_ARE_SHOWN = """
         const shown = [...images].map(image => [
             new URL(image.src).searchParams.get('filename'), image.naturalWidth, image.naturalHeight
         ])
-        return JSON.stringify(shown) === JSON.stringify(pictures)
+        const same = (got, want) => got[0] === want[0] && (want.length === 1 || got[1] === want[1] && got[2] === want[2])
+        return shown.length === pictures.length && shown.every((got, place) => same(got, pictures[place]))
     })
 """
 
@@ -38,7 +39,7 @@ def files(server):
     examples.write_lora(server.models)
 
 
-@pytest.mark.parametrize("name", examples.NAMES)
+@pytest.mark.parametrize("name", [name for name in examples.NAMES if name not in examples.APPS])
 def test_it_opens_from_the_template_browser_and_shows_its_pictures(shared_editor, server, name):
     editor, page = shared_editor, shared_editor.page
     editor.complaints.clear()
@@ -57,7 +58,7 @@ def test_it_opens_from_the_template_browser_and_shows_its_pictures(shared_editor
     saved = {node: [image["filename"] for image in entry["outputs"][node]["images"]] for node in saves}
     assert sum(map(len, saved.values())) == len(examples.PICTURES[name])
     sizes = iter(examples.PICTURES[name])
-    wanted = {node: [[file, *next(sizes)] for file in files] for node, files in saved.items()}
+    wanted = {node: [[file, *(next(sizes) or ())] for file in files] for node, files in saved.items()}
     page.wait_for_function(PICTURES_ARE_SHOWN, arg=[editor.vue, wanted])
     check_layout(editor)
     expect(page.get_by_text("errors found")).to_have_count(0)
