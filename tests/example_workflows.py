@@ -82,3 +82,12 @@ def write_lora(models) -> int:
     tensors, _ = tiny_lora.lora_file(pairs, "diffusion_model.")
     save_file(tensors, models / "loras" / LORA)
     return len(pairs)
+
+
+def write_model(models) -> None:
+    """Writes the small model below a ComfyUI `models` folder, under the names that the workflows ask for."""
+    written = tiny_model.write("comfyui", models)
+    wanted = api_graph("text_to_image")["1"]["inputs"]
+    folders = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
+    for field, folder in folders.items():
+        (models / folder / written[field]).rename(models / folder / wanted[field])

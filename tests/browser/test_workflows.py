@@ -4,7 +4,6 @@ import itertools
 
 import example_workflows as examples
 import pytest
-import tiny_model
 from playwright.sync_api import expect
 
 BOXES = """
@@ -31,11 +30,7 @@ PICTURES_ARE_SHOWN = """
 @pytest.fixture(scope="module", autouse=True)
 def files(server):
     """The small model and a LoRA under the names that the workflows ask for."""
-    written = tiny_model.write("comfyui", server.models)
-    wanted = examples.api_graph("text_to_image")["1"]["inputs"]
-    folders = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
-    for field, folder in folders.items():
-        (server.models / folder / written[field]).rename(server.models / folder / wanted[field])
+    examples.write_model(server.models)
     examples.write_lora(server.models)
 
 
