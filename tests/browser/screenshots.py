@@ -49,7 +49,8 @@ BUILD = """
 """
 BOUNDS = """
     () => {
-        const boxes = [...document.querySelectorAll('[data-node-id]')].map(node => node.getBoundingClientRect())
+        const nodes = [...document.querySelectorAll('[data-node-id]')]
+        const boxes = nodes.map(node => node.getBoundingClientRect())
         const least = side => Math.min(...boxes.map(box => box[side]))
         const most = side => Math.max(...boxes.map(box => box[side]))
         return [least('left'), least('top'), most('right'), most('bottom')]
@@ -162,7 +163,13 @@ def load(index: int, pos: list[int], width: int = 340) -> dict:
 
 
 def show(key: str, output: int, pos: list[int], size: list[int]) -> dict:
-    return {"key": "show", "type": "PreviewImage", "pos": pos, "size": size, "links": [[key, output, "images"]]}
+    return {
+        "key": "show",
+        "type": "PreviewImage",
+        "pos": pos,
+        "size": size,
+        "links": [[key, output, "images"]],
+    }
 
 
 def run(editor, process, nodes: list[dict]) -> None:

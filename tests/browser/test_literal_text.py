@@ -1,4 +1,4 @@
-"""What is typed into a text field reaches the node to the byte: from the graph, a subgraph, a PNG and the API."""
+"""What is typed into a text field reaches the node to the byte: graph, subgraph, reloaded PNG and API."""
 
 import json
 
@@ -66,7 +66,8 @@ PLACE = """
         const has = node => node.widgets?.some(widget => widget.name === name)
         const node = app.canvas.graph.nodes.find(has)
         const y = node.widgets.find(widget => widget.name === name).y + 10
-        const [left, top] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 0.7 * node.size[0], node.pos[1] + y])
+        const place = [node.pos[0] + 0.7 * node.size[0], node.pos[1] + y]
+        const [left, top] = app.canvas.ds.convertOffsetToCanvas(place)
         const page = app.canvas.canvas.getBoundingClientRect()
         return [page.left + left, page.top + top]
     }

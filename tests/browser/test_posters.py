@@ -1,4 +1,4 @@
-"""The blueprints from the node search, and the apps from the template browser: fields filled in, run, read back."""
+"""The blueprints from the node search and the apps from the template browser, filled in and run."""
 
 import example_workflows as examples
 import pytest

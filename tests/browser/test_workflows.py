@@ -21,8 +21,8 @@ PICTURES_ARE_SHOWN = """
         const shown = [...images].map(image => [
             new URL(image.src).searchParams.get('filename'), image.naturalWidth, image.naturalHeight
         ])
-        const same = (got, want) => got[0] === want[0] && (want.length === 1 || got[1] === want[1] && got[2] === want[2])
-        return shown.length === pictures.length && shown.every((got, place) => same(got, pictures[place]))
+        const same = (got, want) => want.every((value, place) => value === got[place])
+        return shown.length === pictures.length && shown.every((got, i) => same(got, pictures[i]))
     })
 """
 
