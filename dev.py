@@ -5,6 +5,7 @@
     python3 dev.py test [pytest arguments]              lint, format check, all tests
     python3 dev.py serve [--port N] [-- arguments]      ComfyUI with this pack, for the browser
     python3 dev.py bench NAME                           a measurement, written to tests/bench/results
+    python3 dev.py screenshots                          the README's pictures, from the editor in Chromium
 
 The first run sets ComfyUI up in the user's cache directory (about 6 GB); later runs and other clones use it.
 With COMFYUI_PATH=<folder>, an existing ComfyUI and its Python are used and nothing is installed into them.
@@ -37,6 +38,7 @@ from tools.server import ComfyServer, link_pack  # noqa: E402
 
 API_EXAMPLE = ROOT / "workflows" / "api" / "text_to_image.py"
 DEMO_WORKFLOW = ROOT / "workflows" / "api" / "nano_text_to_image.json"
+SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots.py"
 BENCHES = ROOT / "tests" / "bench"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -56,6 +58,7 @@ def main(argv: list[str]) -> int:
     serve_parser.add_argument("--port", type=int, default=8188, help="default: 8188")
     bench_parser = commands.add_parser("bench", help="a measurement, written to tests/bench/results")
     bench_parser.add_argument("name", choices=bench_names())
+    commands.add_parser("screenshots", help="the README's pictures, from the editor in Chromium")
 
     split = 1 if argv[:1] == ["test"] else argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:split])
@@ -64,6 +67,8 @@ def main(argv: list[str]) -> int:
             return demo(args.prompt, args.out)
         if args.command == "bench":
             return bench(args.name)
+        if args.command == "screenshots":
+            return script(SCREENSHOTS)
         return test(argv[1:]) if args.command == "test" else serve(args.port, argv[split + 1 :])
     except DevError as error:
         print(f"dev.py: {error}", file=sys.stderr)
@@ -135,9 +140,13 @@ def bench_names() -> list[str]:
 
 
 def bench(name: str) -> int:
+    return script(BENCHES / f"{name.replace('-', '_')}.py")
+
+
+def script(path: Path) -> int:
     python, comfyui = find_comfyui()
     require_packages(python)
-    return call([python, BENCHES / f"{name.replace('-', '_')}.py"], comfyui)
+    return call([python, path], comfyui)
 
 
 def call(command: Sequence[str | Path], comfyui: Path) -> int:

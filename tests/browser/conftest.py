@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_model
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 RENDERERS = ("classic canvas", "Nodes 2.0")
@@ -17,6 +17,7 @@ CHROMIUM_OPTIONS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+PATIENCE = 200_000  # milliseconds
 EDITOR_IS_UP = (
     "window.app?.canvas && window.app.extensionManager && !!LiteGraph.registered_node_types.OvisImageSampler"
 )
@@ -99,6 +100,9 @@ def server(browser, dev, tmp_path_factory):
 def open_editor(browser, server, folder: Path) -> Iterator[Editor]:
     """A page with the editor started; a picture of it lies in the folder afterwards."""
     page = browser.new_page(viewport={"width": 1800, "height": 1000})
+    # How fast a machine is decides no test: the test's own limit is the only one.
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     page.goto(f"http://{server.process.address}")
     page.wait_for_function(EDITOR_IS_UP)
     page.wait_for_load_state("networkidle")
