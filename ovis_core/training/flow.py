@@ -83,7 +83,9 @@ def thin_padding(
 class CheckpointedTransformer(OvisImageTransformer):
     """The MMDiT that keeps one block's activations at a time and computes the others again for gradients."""
 
-    def run_blocks(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
+    def run_blocks(
+        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention, cache: None = None
+    ) -> Tensor:
         for block in self.double_blocks:
             img, txt = checkpoint(block, img, txt, vec, pe, attention, use_reentrant=False)
         joined = torch.cat((txt, img), dim=1)

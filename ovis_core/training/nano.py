@@ -111,7 +111,7 @@ CPU_RECIPE = Recipe(
     autoencoder_batch=16,
     autoencoder_crop=64,
     decoder=AutoencoderTrainConfig(steps=1000, seed=1, warmup_steps=20),
-    train=TrainConfig(steps=3_000, warmup_steps=200, decay="linear end", bf16=False, context_tokens=46),
+    train=TrainConfig(steps=2_500, warmup_steps=200, decay="linear end", bf16=False, context_tokens=46),
     batch_size=64,
     compiled=True,
     save_every=250,

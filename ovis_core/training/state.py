@@ -109,7 +109,7 @@ class RunState:
                 self.ema[name].copy_(tensors[f"ema.{name}"])
                 prefix = f"optimizer.{name}."
                 self.optimizer.state[parameter] = {
-                    key.removeprefix(prefix): value.to(parameter.device)
+                    key.removeprefix(prefix): _laid_out_as(parameter, value)
                     for key, value in tensors.items()
                     if key.startswith(prefix)
                 }
@@ -119,3 +119,10 @@ class RunState:
         """The average weights of a module, which are what is sampled and shipped."""
         prefix = name + "."
         return {key.removeprefix(prefix): value for key, value in self.ema.items() if key.startswith(prefix)}
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """The fused optimizer walks through memory: its averages must lie there as the parameter does."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)  # a count of steps
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
