@@ -78,6 +78,15 @@ def judged(examples: Sequence[Example], images: Sequence[Image.Image], read: Cal
     return figures | {"colour_accuracy": right / len(examples)}, framed
 
 
+def conditions() -> dict:
+    """Under which a figure was measured."""
+    return {
+        "date": date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
+        "packages": {n: importlib.metadata.version(n) for n in ("torch", "rapidocr", "onnxruntime")},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the words and colours of Ovis-Image Nano.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")
@@ -110,9 +119,7 @@ def main() -> None:
         "size": f"{width}x{height}",
         "command": f"python3 tests/bench/nano_text.py --count {args.count} --seed {args.seed} "
         f"--steps {args.steps} --cfg {args.cfg}",
-        "date": date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
-        "packages": {n: importlib.metadata.version(n) for n in ("torch", "rapidocr", "onnxruntime")},
+        **conditions(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
