@@ -295,7 +295,7 @@ def test_demo_from_a_clean_clone(tmp_path: Path) -> None:
     assert demo.returncode == 0, demo.stdout + demo.stderr
     image = clone / "x.png"
     assert str(image) in demo.stdout.splitlines()
-    assert "random weights" in demo.stdout
+    assert "Ovis-Image Nano made this picture" in demo.stdout
     with Image.open(image) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (512, 512))
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (128, 128))
         assert all(low < high for low, high in picture.getextrema()), "not one flat colour"

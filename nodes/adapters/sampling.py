@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...ovis_core.latents import num_image_tokens
 from ...ovis_core.sampling import flow_sigmas, reference_noise, total_steps
-from .checks import check_finite
+from .checks import FiniteChecks, check_finite
 
 SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if name != "euler")]
 
@@ -84,10 +84,10 @@ def sample(
     steps = sigmas.shape[-1] - 1
     preview = latent_preview.prepare_callback(model, steps)
     ends = []
+    checks = FiniteChecks("try weight_dtype bf16 or fp32, a LoRA less, or another sampler")
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
-        where = f"step {step + 1} of {total_steps} (in {model.model.get_dtype_inference()})"
-        check_finite(denoised, where, "try weight_dtype bf16 or fp32, a LoRA less, or another sampler")
+        checks.add(denoised, f"step {step + 1} of {total_steps} (in {model.model.get_dtype_inference()})")
         preview(step, denoised, x, total_steps)
         ends.append(time.monotonic())
         tell(_progress(step + 1, total_steps, ends))
@@ -102,6 +102,7 @@ def sample(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
+    checks.finish()
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
     return out | {"samples": result.to(comfy.model_management.intermediate_device())}
 

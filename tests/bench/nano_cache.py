@@ -1,0 +1,100 @@
+"""What the residual cache costs in legibility, on Ovis-Image Nano: words, and distance from exact pictures.
+
+    python3 tests/bench/nano_cache.py [--model FOLDER] [--prompts 24] [--steps 50] [--cfg 4]
+
+Makes the same pictures without the cache and at some thresholds. Needs rapidocr, onnxruntime and the
+renderer's fonts. Not a test: it measures, prints, and writes results/nano_cache.json and .md.
+"""
+
+import argparse
+import json
+import logging
+import re
+from pathlib import Path
+
+import torch
+from nano_text import ROOT, conditions, held_out_examples, judged
+
+from ovis_core.lettering.ocr import RapidReader
+from ovis_core.pipeline import load_pipeline
+from ovis_core.residual_cache import CacheSettings
+from ovis_core.training.report import to_image
+
+RESULTS = Path(__file__).parent / "results" / "nano_cache.json"
+SETTINGS = {
+    "off": None,
+    **{f"threshold {t}": CacheSettings(t) for t in (0.05, 0.1, 0.2, 0.4)},
+    "threshold 0.2, Taylor order 1": CacheSettings(0.2, order=1),
+}
+
+
+class Reports(logging.Handler):
+    """Counts the pipeline's reports of forwards computed."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.computed = self.forwards = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.fullmatch(r"(\d+) of (\d+) forwards computed", record.getMessage()):
+            self.computed += int(found[1])
+            self.forwards += int(found[2])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures what the cache costs in legibility.")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, default=4.0)
+    args = parser.parse_args()
+
+    pipeline, read = load_pipeline(args.model, dtype=torch.float32), RapidReader()
+    examples = held_out_examples(args.prompts, seed=2)
+    log = logging.getLogger("ovis_core.pipeline")
+    log.setLevel(logging.INFO)
+    rows, exact = [], None
+    for name, settings in SETTINGS.items():
+        reports = Reports()
+        log.addHandler(reports)
+        width, height = examples[0].image.size
+        made = torch.cat(
+            [
+                pipeline(e.caption, "", width, height, args.steps, args.cfg, seed=number, cache=settings)
+                for number, e in enumerate(examples)
+            ]
+        )
+        log.removeHandler(reports)
+        exact = made if exact is None else exact
+        error = (made - exact).square().mean((1, 2, 3))
+        figures, _ = judged(examples, [to_image(image) for image in made], read)
+        rows.append(
+            {
+                "cache": name,
+                "computed": round(reports.computed / reports.forwards, 3) if settings else 1.0,
+                "word_accuracy_en": round(figures["word_accuracy_en"], 3),
+                "word_accuracy_zh": round(figures["word_accuracy_zh"], 3),
+                "psnr_db": round(float(-10 * error.clamp(min=1e-10).log10().mean()), 1) if settings else None,
+            }
+        )
+        print(rows[-1], flush=True)
+    command = (
+        f"python3 tests/bench/nano_cache.py --prompts {args.prompts} --steps {args.steps} --cfg {args.cfg}"
+    )
+    RESULTS.write_text(
+        json.dumps({"rows": rows, "command": command, **conditions()}, indent=1) + "\n", "utf-8"
+    )
+    lines = [
+        "| cache | forwards computed | words right, English | Chinese | PSNR, dB |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['cache']} | {row['computed']:.0%} | {row['word_accuracy_en']:.0%} | "
+        f"{row['word_accuracy_zh']:.0%} | {row['psnr_db'] or '-'} |"
+        for row in rows
+    ]
+    RESULTS.with_suffix(".md").write_text("\n".join([*lines, "", f"`{command}`", ""]), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
