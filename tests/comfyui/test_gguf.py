@@ -191,9 +191,7 @@ def test_hooks(pack, load, files, mode):
     hooks = comfy.hooks.create_hook_lora(lora=lora, strength_model=0.8, strength_clip=0.0)
     clone = model.clone()
     clone.hook_mode = comfy.hooks.EnumHookMode[mode]
-    clone.register_all_hook_patches(
-        hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
-    )
+    clone.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
     clone.patch_model(CPU)
     for _ in range(2):
         clone.apply_hooks(hooks)
