@@ -140,6 +140,24 @@ def test_a_step_that_explodes_is_named(model, sample):
         weight.data.copy_(before)
 
 
+def test_a_steps_numbers_are_looked_at_when_the_next_one_has_come(pack):
+    """So that nothing waits for the device; the last ones at the end."""
+    make = pack("nodes.adapters.checks").FiniteChecks
+    bad, good = torch.tensor([float("nan")]), torch.zeros(1)
+    checks = make("do this")
+    checks.add(good, "step 1")
+    checks.add(bad, "step 2")
+    with pytest.raises(ValueError, match="^step 2 holds NaN or infinite values; do this$"):
+        checks.add(good, "step 3")
+    checks = make("do this")
+    checks.add(bad, "step 1")
+    with pytest.raises(ValueError, match="^step 1 holds"):
+        checks.finish()
+    checks = make("do this")
+    checks.add(good, "step 1")
+    checks.finish()
+
+
 def test_steps_are_told_with_their_times(sample):
     sample(empty(), steps=3)
     first, second, last = sample.told
