@@ -6,6 +6,7 @@ The words are held out: training never saw them. They are read by OCR, four time
 import importlib.util
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_it_writes_the_words_and_chooses_the_colours(server, read, steps):
 def test_guidance_off_computes_one_branch_and_still_writes(server, read):
     images = pictures(server, graph_of(CAPTIONS.values(), steps=20, cfg=1.0))
     assert num_right(images, CAPTIONS, read) >= MIN_RIGHT - 1
+
+
+def test_with_the_cache_fewer_forwards_write_the_words(server, read):
+    graph = graph_of(CAPTIONS.values(), steps=50, model=["10", 0])
+    settings = {"threshold": 0.1, "warmup_steps": 4, "max_skips": 3, "taylor_order": 0}
+    graph["10"] = {"class_type": "OvisImageCache", "inputs": {"model": ["1", 0], **settings}}
+    outputs = server.run(graph)
+    files = [file for node in sorted(outputs, key=int) for file in outputs[node].get("images", ())]
+    images = [Image.open(io.BytesIO(server.process.view(file))).convert("RGB") for file in files]
+    assert num_right(images, CAPTIONS, read) >= MIN_RIGHT - 1
+    told = " ".join(str(output.get("text", "")) for output in outputs.values())
+    reports = [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+) forwards computed", told)]
+    assert reports
+    assert all(computed < forwards == 100 for computed, forwards in reports)
 
 
 def test_every_picture_of_a_batch_says_the_word(server, read):
