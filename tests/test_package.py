@@ -10,7 +10,7 @@ ROOT = tiny_model.ROOT
 # What ComfyUI reads from a pack, and what README sends its readers to.
 SHIPPED = {
     *("__init__.py", "nodes", "ovis_core", "pyproject.toml", "requirements.txt"),
-    *("locales", "web", "workflows", "subgraphs"),
+    *("locales", "models", "web", "workflows", "subgraphs"),
     *("README.md", "LICENSE", "SECURITY.md", "docs"),
 }
 
@@ -28,7 +28,7 @@ def archive() -> set[str]:
 def test_archive_holds_what_users_need_and_nothing_else():
     files = archive()
     assert {PurePosixPath(file).parts[0] for file in files} == SHIPPED
-    for folder in ("nodes", "ovis_core", "locales", "web", "workflows", "subgraphs"):
+    for folder in ("nodes", "ovis_core", "locales", "models", "web", "workflows", "subgraphs"):
         here = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         missing = {file for file in here - files if "__pycache__" not in file}
         assert not missing, "in the working tree but not in the archive"
