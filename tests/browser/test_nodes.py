@@ -2,7 +2,6 @@
 
 from playwright.sync_api import expect
 
-PREFIXES = ("OvisImage", "Ovis")
 OURS = """
     () => Object.values(LiteGraph.registered_node_types)
         .filter(type => type.nodeData?.python_module?.endsWith('.ovis-image'))
@@ -18,12 +17,7 @@ def test_each_is_found_by_its_name_and_put_down(shared_editor):
     assert len(nodes) >= 22
     for node_id, display_name in nodes:
         put_down(editor, node_id, display_name)
-        texts = editor.evaluate("app.graph.nodes[0].inputs.map(({name, label}) => label ?? name)")
-        if editor.vue:
-            node = editor.page.locator("[data-node-id]")
-            expect(node).to_have_count(1)
-            for text in texts:
-                expect(node.get_by_text(text, exact=True).first).to_be_attached()
+        expect(editor.page.locator("[data-node-id]")).to_have_count(1 if editor.vue else 0)
     complaints = [said for said in editor.complaints if "The trigger event was undefined" not in said]
     assert complaints == []
 
@@ -33,8 +27,9 @@ def put_down(editor, node_id: str, display_name: str) -> None:
     editor.evaluate("app.canvas.setGraph(app.rootGraph), app.rootGraph.clear()")
     editor.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     search = page.get_by_role("combobox", name="Add a node...")
-    search.fill(display_name)
-    page.get_by_role("option").filter(has_text=display_name).first.click()
+    name = display_name.partition(" (")[0]  # the search shortens long names
+    search.fill(name)
+    page.get_by_role("option").filter(has_text=name).first.click()
     expect(search).to_be_hidden()
     page.mouse.click(700, 200)  # the node hangs on the pointer until it is put down
     page.wait_for_function(NODE_IS_THERE, arg=node_id)

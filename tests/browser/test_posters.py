@@ -91,14 +91,14 @@ def test_an_app_opens_as_one_and_runs(shared_editor, server, name):
     dialog.get_by_test_id(f"template-workflow-{name}").click()
     expect(dialog).to_be_hidden()
     label = "标题" if ".zh." in name else "headline"
-    expect(page.get_by_text(label, exact=True)).to_be_visible()
-    field = page.locator("textarea:visible").first
-    field.fill(HEADLINE)
+    form = page.get_by_test_id("linear-widgets")
+    expect(form.get_by_text(label, exact=True)).to_be_visible()
+    form.locator("textarea").first.fill(HEADLINE)
     for node, values in examples.quick_values(examples.api_graph(name)).items():
         editor.set_widgets(int(node), values)
 
     with page.expect_response(lambda response: response.url.endswith("/api/prompt")) as answer:
-        page.get_by_role("button", name="Run", exact=True).last.click()
+        page.get_by_role("button", name="Run", exact=True).filter(visible=True).last.click()
     entry = server.process.wait(answer.value.json()["prompt_id"])
     assert entry["status"]["status_str"] == "success", entry["status"]
     (copy,) = (n["inputs"] for n in entry["prompt"][2].values() if n["class_type"] == "OvisCopy")
