@@ -205,7 +205,7 @@ def test_another_models_clip_is_one_sentence(pack, comfyui):
     clip = comfy.sd.CLIP(no_init=True)
     clip.tokenizer = comfy.sd1_clip.SD1Tokenizer()
     clip.tokenizer_options = {}
-    with pytest.raises(ValueError, match="makes 77 tokens of an empty prompt"):
+    with pytest.raises(ValueError, match="does not put prompts into Ovis-Image's template"):
         pack("nodes.adapters.lettering").check_prompt("a", clip, 50, 5.0, False, "English")
 
 
