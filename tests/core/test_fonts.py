@@ -13,7 +13,8 @@ def test_missing_fonts_are_named_with_their_packages(tmp_path):
     with pytest.raises(ValueError, match="Chinese serif in .*apt-get install fonts-noto-cjk$"):
         find_fonts([("zh", "serif")], [tmp_path])
     with pytest.raises(
-        ValueError, match="Latin sans-serif, .*apt-get install fonts-dejavu-core fonts-noto-cjk$"
+        ValueError,
+        match="Latin sans-serif, .*: apt-get install fonts-dejavu-core fonts-liberation fonts-noto",
     ):
         find_fonts(folders=[tmp_path, tmp_path / "none"])
     with pytest.raises(ValueError, match="fonts has no face for .'zh', 'bold'."):
