@@ -65,8 +65,10 @@ def open_template(editor, name: str) -> None:
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("ovis-image", exact=True).click()
-    expect(dialog.get_by_role("img", name=name, exact=True)).to_be_visible()
-    dialog.get_by_test_id(f"template-workflow-{name}").click()
+    card = dialog.get_by_test_id(f"template-workflow-{name}")
+    card.scroll_into_view_if_needed()  # a card's picture is loaded when it comes into view
+    expect(card.get_by_role("img", name=name, exact=True)).to_be_visible()
+    card.click()
     expect(dialog).to_be_hidden()
     page.wait_for_function(
         "wanted => app.graph.nodes.map(node => node.type).sort().join() === wanted",

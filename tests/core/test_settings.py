@@ -8,7 +8,7 @@ import pytest
 from ovis_core.training.fonts import STYLES
 from ovis_core.training.lexicon import CHARACTERS
 from ovis_core.training.palette import COLOURS, contrast
-from ovis_core.training.rendering import CHINESE_ZOOM
+from ovis_core.training.rendering import CHINESE_ZOOM, Renderer
 from ovis_core.training.settings import Typography
 from ovis_core.training.wording import words_of
 
@@ -63,19 +63,37 @@ EFFECTS = {
         {"min_font_size": 24},
         lambda e: e.font_size >= 24 * (1, CHINESE_ZOOM)[e.language == "zh"],
     ),
+    "grid_sizes": (
+        {"grid_sizes": {"en": 14, "zh": 18}, "kinds": {"letters": 1}},
+        lambda e: e.font_size == {"en": 14, "zh": 18}[e.language],
+    ),
     "styles": ({"styles": {"serif": 1}}, lambda e: e.style == "serif"),
+    "chinese_styles": (
+        {"styles": {"bold": 1}, "chinese_styles": {"serif": 1}},
+        lambda e: e.style == {"en": "bold", "zh": "serif"}[e.language],
+    ),
     "tilted": ({"tilted": 1}, lambda e: abs(e.angle) >= 4),
     "max_tilt": ({"tilted": 1, "max_tilt": 5}, lambda e: 4 <= abs(e.angle) <= 5),
     "short_captions": (
         {"short_captions": 1},
         lambda e: STYLES[e.style] not in e.caption and "体" not in e.caption,
     ),
+    "short_forms": (
+        {"short_captions": 1, "short_forms": 1, "crossed_captions": 0},
+        lambda e: e.caption[0] in '"“',
+    ),
     "crossed_captions": ({"crossed_captions": 0}, lambda e: ("“" in e.caption) == (e.language == "zh")),
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Typography)])
-def test_every_setting_has_an_effect(name, draw):
+def test_every_setting_has_an_effect(name, draw, fonts):
+    if name == "max_faces":  # an example does not tell its face
+        two_faces = {key: faces * 2 for key, faces in fonts.items()}
+        for number in (1, 2):
+            kept = Renderer(Typography(max_faces=number), two_faces).fonts
+            assert {len(faces) for faces in kept.values()} == {number}
+        return
     settings, holds = EFFECTS[name]
     assert all(map(holds, draw(60, **settings)))
     others = {key: value for key, value in settings.items() if key not in (name, "sizes")}
