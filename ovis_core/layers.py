@@ -20,6 +20,7 @@ from torch.nn import functional
 Attention = Callable[..., Tensor]  # q, k, v (B, H, L, D/H), rotary table or None -> (B, L, D)
 Ops = ModuleType | type
 NORM_EPS = 1e-6
+PARTS = 4  # in which a single block's tokens go through its first linear at inference
 
 
 def sdp_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None) -> Tensor:
@@ -85,22 +86,38 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """x (B, L, D), vec (B, D), pe from `EmbedND` -> (B, L, D)."""
         shift, scale, gate = self.modulation(vec)
+        run = self._at_once if torch.is_grad_enabled() or torch.compiler.is_compiling() else self._in_parts
+        return clip_fp16(torch.addcmul(x, gate, self.linear2(run(x, shift, scale, pe, attention))))
+
+    def _at_once(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
+        """-> what linear2 takes: attn and mlp side by side (B, L, D + mlp size). Differentiable."""
+        q, k, v, mlp, mlp_gate = self._project(x, shift, scale)
+        return torch.cat((attention(q, k, v, pe), functional.silu(mlp_gate) * mlp), dim=-1)
+
+    def _in_parts(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
+        """The same in 13 hidden sizes a token instead of 22: linear1's rows, 11, never exist whole."""
+        batch, length, hidden = x.shape
+        joined = x.new_empty(batch, length, hidden + self.mlp_size)
+        q, k = x.new_empty(2, batch, self.num_heads, length, hidden // self.num_heads)
+        v = joined[..., :hidden].unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # where attn will be
+        size = -(-length // PARTS)
+        for part in (slice(start, start + size) for start in range(0, length, size)):
+            q[:, :, part], k[:, :, part], v[:, :, part], mlp, mlp_gate = self._project(
+                x[:, part], shift, scale
+            )
+            torch.mul(functional.silu(mlp_gate, inplace=True), mlp, out=joined[:, part, hidden:])
+            del mlp, mlp_gate  # before the next part's are made
+        if getattr(attention, "is_watched", False):
+            v = v.clone()
+        joined[..., :hidden] = attention(q, k, v, pe)
+        return joined
+
+    def _project(self, x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        """(B, L, D) -> normed q, normed k and v (B, H, L, D/H), mlp and its gate (B, L, mlp size)."""
         rows = self.linear1(modulate(self.pre_norm(x), shift, scale))
         qkv, mlp, mlp_gate = rows.split((3 * self.hidden_size, self.mlp_size, self.mlp_size), dim=-1)
-
         q, k, v = split_heads(qkv, self.num_heads)
-        q, k = self.norm(q, k)
-        attn = attention(q, k, v, pe)
-
-        if rows.requires_grad or getattr(attention, "is_watched", False):
-            output = self.linear2(torch.cat((attn, functional.silu(mlp_gate) * mlp), dim=-1))
-        else:
-            # Nobody needs v, mlp and mlp_gate again, and v lies before mlp as linear2 wants attn to lie.
-            v_and_mlp = rows[..., 2 * self.hidden_size : 3 * self.hidden_size + self.mlp_size]
-            mlp.mul_(functional.silu(mlp_gate, inplace=True))
-            v_and_mlp[..., : self.hidden_size] = attn
-            output = self.linear2(v_and_mlp.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return clip_fp16(torch.addcmul(x, gate, output))
+        return *self.norm(q, k), v, mlp, mlp_gate
 
 
 class LastLayer(nn.Module):

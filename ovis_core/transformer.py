@@ -137,12 +137,13 @@ class OvisImageTransformer(nn.Module):
         padded = pad_to_patch(x)
         even_height, even_width = padded.shape[-2:]
 
-        img = self.img_in(pack_latents(padded))  # (B, L, D)
-        txt = self.txt_in(self.txt_norm(context))  # (B, L, D)
-        vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(img.dtype))  # (B, D)
-        pe = self.rotary_table(txt.shape[1], even_height, even_width, img.device)
-
-        tokens = self.final_layer(self.run_blocks(img, txt, vec, pe, attention, cache), vec)
+        vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(x.dtype))  # (B, D)
+        pe = self.rotary_table(context.shape[1], even_height, even_width, x.device)
+        # No name here keeps the tokens (B, L, D) that the blocks start from.
+        tokens = self.run_blocks(
+            self.img_in(pack_latents(padded)), self.txt_in(self.txt_norm(context)), vec, pe, attention, cache
+        )
+        tokens = self.final_layer(tokens, vec)
         return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
 
     def rotary_table(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -173,10 +174,11 @@ class OvisImageTransformer(nn.Module):
             if before is not None and (reused := cache.reuse(before, img)) is not None:
                 return reused
 
-        joined = torch.cat((txt, img), dim=1)  # (B, L, D), text first
+        num_text = txt.shape[1]
+        img = torch.cat((txt, img), dim=1)  # (B, L, D), text first
         for block in self.single_blocks:
-            joined = block(joined, vec, pe, attention)
-        img = joined[:, txt.shape[1] :]
+            img = block(img, vec, pe, attention)
+        img = img[:, num_text:]
         if cache:
             cache.keep(img)
         return img

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import comfy.conds
@@ -26,6 +27,7 @@ from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
+from .modulation import MODULATION_RUN, ModulationTable, tabulate
 from .patcher import OvisImagePatcher, name_layers, patch_model
 
 WEIGHT_DTYPES = {
@@ -39,8 +41,9 @@ WEIGHT_DTYPES = {
 }
 WeightDtype = torch.dtype | str | None  # text for a format of ComfyUI's mixed-precision layers
 
-# Values a token at the peak, in hidden sizes: 21.04 are counted, of which linear1's rows are 11.
-ACTIVATIONS = 22
+# Values a token at the peak, in hidden sizes: 13.1 are counted. Compiled blocks do not work in parts.
+ACTIVATIONS = 14
+ACTIVATIONS_COMPILED = 22
 
 # What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
 RESIDUAL_CACHE = "ovis_residual_cache"
@@ -94,6 +97,7 @@ class ComfyTransformer(OvisImageTransformer):
     def __init__(self, config: TransformerConfig, operations, dtype=None, device=None):
         super().__init__(config, operations, dtype=dtype, device=device)
         self.dtype = dtype
+        self.modulation = ModulationTable(self)
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **kwargs
@@ -129,7 +133,8 @@ class ComfyTransformer(OvisImageTransformer):
     ) -> Tensor:
         options = transformer_options or {}
         cache = options[RESIDUAL_CACHE].forward(options["uuids"]) if RESIDUAL_CACHE in options else None
-        return super().forward(x, timestep, context, PatchedAttention(options), cache)
+        with self.modulation.rows_of(options.get(MODULATION_RUN), timestep, x.dtype):
+            return super().forward(x, timestep, context, PatchedAttention(options), cache)
 
     def run_blocks(
         self,
@@ -145,10 +150,9 @@ class ComfyTransformer(OvisImageTransformer):
         for i, block in enumerate(self.double_blocks):
             before = img if cache and i == 0 else None
             options = attention.inside("double", i, len(self.double_blocks))
-            out = _run_block(
-                _run_double, block, {"img": img, "txt": txt, **run, "transformer_options": options}
-            )
-            img, txt = out["img"], out["txt"]
+            args = {"img": img, "txt": txt, **run, "transformer_options": options}
+            img, txt = itemgetter("img", "txt")(_run_block(_run_double, block, args))
+            del args  # and with it tokens that nobody needs
             if before is not None and (reused := cache.reuse(before, img)) is not None:
                 return reused
 
@@ -236,8 +240,10 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
             return super().memory_required(input_shape, cond_shapes or {})
         batch, _, *sides = input_shape
         num_tokens = math.prod(-(-side // PATCH_SIZE) for side in sides) + CONTEXT_TOKENS
-        values = ACTIVATIONS * self.diffusion_model.config.hidden_size
-        return batch * num_tokens * values * management.dtype_size(self.get_dtype_inference())
+        options = self.current_patcher.model_options["transformer_options"] if self.current_patcher else {}
+        values = ACTIVATIONS_COMPILED if BLOCK_RUNNER in options else ACTIVATIONS
+        size = self.diffusion_model.config.hidden_size * management.dtype_size(self.get_dtype_inference())
+        return batch * num_tokens * values * size
 
     def extra_conds(self, **kwargs) -> dict:
         """Text states as they are; by default ComfyUI repeats a shorter prompt to a longer one's length.
@@ -270,6 +276,7 @@ def load_diffusion_model(path: Path, weight_dtype: WeightDtype = None, disable_d
     patcher = patch_model(model, disable_dynamic or is_gguf, GGUFPatcher if is_gguf else OvisImagePatcher)
     model.load_model_weights(state, assign=is_gguf or patcher.is_dynamic())
     patcher.cached_patcher_init = (load_diffusion_model, (path, weight_dtype))
+    tabulate(patcher)
     return patcher
 
 
