@@ -11,6 +11,23 @@ def check_finite(tensor: Tensor, what: str, advice: str) -> None:
     checks.finish()
 
 
+class LateFlag:
+    """A truth value on the device, whose truth is asked for later: only what came before it is waited for."""
+
+    def __init__(self, flag: Tensor):
+        self._event = None
+        if flag.is_cuda:
+            flag = flag.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        self._flag = flag
+
+    def __bool__(self) -> bool:
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._flag)
+
+
 class FiniteChecks:
     """`check_finite` for one tensor after the other, each looked at when the next one comes.
 
@@ -20,10 +37,10 @@ class FiniteChecks:
     def __init__(self, advice: str):
         self.advice = advice
         self._what = ""
-        self._is_finite: Tensor | None = None
+        self._is_finite: LateFlag | None = None
 
     def add(self, tensor: Tensor, what: str) -> None:
-        is_finite = torch.isfinite(tensor.float().sum())
+        is_finite = LateFlag(torch.isfinite(tensor.float().sum()))
         self.finish()
         self._what, self._is_finite = what, is_finite
 

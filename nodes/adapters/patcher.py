@@ -169,6 +169,11 @@ class _AliasPatcher:
             if key.startswith(filter_prefix or "") and key not in self.model.alias_keys
         }
 
+    def detach(self, unpatch_all: bool = True) -> nn.Module:
+        if unpatch_all:
+            self.model.diffusion_model.modulation.forget()
+        return super().detach(unpatch_all)
+
     def clone(self, *args, **kwargs):
         clone = super().clone(*args, **kwargs)
         if type(clone) is comfy.model_patcher.ModelPatcher:  # what ComfyUI makes of a dynamic one on request
@@ -210,11 +215,48 @@ class _AliasPatcher:
 
 
 class OvisImagePatcher(_AliasPatcher, comfy.model_patcher.ModelPatcher):
-    """The patcher where ComfyUI's dynamic VRAM is off."""
+    """The patcher where ComfyUI's dynamic VRAM is off: the modulation layers stay off the device.
+
+    They work there as what ComfyUI offloads does, and count for nothing in its accounts.
+    """
+
+    def model_size(self) -> int:
+        kept_off = map(comfy.model_management.module_size, self._modulation().values())
+        return super().model_size() - sum(kept_off)
+
+    def _load_list(self, *args, **kwargs) -> list[tuple]:
+        kept_off = {*self._modulation().values()}
+        return [entry for entry in super()._load_list(*args, **kwargs) if entry[-2] not in kept_off]
+
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        # A full load would move all that the network has.
+        memory = 1e32 if full_load else lowvram_model_memory
+        super().load(device_to, memory, force_patch_weights)
+        for name, layer in self._modulation().items():
+            if getattr(layer, "comfy_patched_weights", False):
+                continue
+            for key in (f"{ROOT}{name}.weight", f"{ROOT}{name}.bias"):
+                self.unpin_weight(key)
+                self.patch_weight_to_device(key, device_to)
+                layer.to(self.offload_device)
+                self.pin_weight_to_device(key)
+            layer.comfy_cast_weights = layer.comfy_patched_weights = True
+
+    def _modulation(self) -> dict[str, nn.Module]:
+        return self.model.diffusion_model.modulation.layers
 
 
 class DynamicOvisImagePatcher(_AliasPatcher, comfy.model_patcher.ModelPatcherDynamic):
-    """The patcher where ComfyUI's dynamic VRAM is on."""
+    """The patcher where ComfyUI's dynamic VRAM is on: the modulation layers are the first to leave it."""
+
+    def _load_list(self, *args, **kwargs) -> list[tuple]:
+        entries = super()._load_list(*args, **kwargs)
+        modulation = {*self.model.diffusion_model.modulation.layers.values()}
+        # Sorted by size, the largest first, behind whether it is large at all.
+        return [
+            (True, 1, *rest) if rest[-2] in modulation else (is_large, size, *rest)
+            for is_large, size, *rest in entries
+        ]
 
 
 def patch_model(

@@ -1,0 +1,213 @@
+"""The table of modulation beside the layers that it stands for, and what stays off the device."""
+
+import pytest
+import tiny_model
+import torch
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def modulation(pack):
+    return pack("nodes.adapters.modulation")
+
+
+@pytest.fixture
+def plain(model, modulation):
+    """The MODEL without a table."""
+    clone = model.clone()
+    clone.remove_wrappers_with_key("outer_sample", modulation.MODULATION_RUN)
+    return clone
+
+
+@pytest.fixture
+def conds():
+    generator = torch.Generator().manual_seed(0)
+    return [[[torch.randn(1, 256, 32, generator=generator), {}]] for _ in range(2)]
+
+
+@pytest.fixture
+def sample(model, conds):
+    """A guided run -> samples, and the first modulation layer's batches."""
+
+    def sample(patcher=model, sampler="euler", sigmas=None, batch=1, side=4):
+        import comfy.samplers
+
+        sigmas = torch.linspace(1, 0, STEPS + 1) if sigmas is None else sigmas
+        patcher.model.diffusion_model.modulation.forget()
+        return run(patcher, comfy.samplers.sampler_object(sampler), sigmas, batch, side)
+
+    def run(patcher, sampler, sigmas, batch, side):
+        import comfy.samplers
+
+        guider = comfy.samplers.CFGGuider(patcher)
+        guider.set_conds(*conds)
+        guider.set_cfg(4.0)
+        noise = torch.randn(batch, 16, side, side, generator=torch.Generator().manual_seed(0))
+        table = patcher.model.diffusion_model.modulation
+        batches, layer = [], table.plain[0]
+        table.plain[0] = lambda x: batches.append(len(x)) or layer(x)
+        try:
+            with torch.inference_mode():
+                samples = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=1)
+        finally:
+            table.plain[0] = layer
+        return samples, batches
+
+    sample.run = run
+    return sample
+
+
+@pytest.fixture(params=["read", "looked up"])
+def way(request, modulation, monkeypatch):
+    """Sigmas read from the device, as on the CPU, or rows looked up on it, as on a GPU."""
+    is_read = request.param == "read"
+    monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: is_read)
+    monkeypatch.setattr(modulation, "_off_schedule", set())
+    return request.param
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_layers_run_once_for_a_schedule(sample, plain, way, sampler, batch):
+    samples, batches = sample(sampler=sampler, batch=batch)
+    expected, _ = sample(plain, sampler, batch=batch)
+    assert (samples - expected).norm() < 1e-5 * expected.norm()
+    assert batches[0] == STEPS
+    assert len(batches) == 1 or sampler == "uni_pc"  # whose own table of times rounds the first sigma
+
+
+@pytest.mark.parametrize("sampler", ["dpm_2", "dpmpp_sde"])
+def test_samplers_that_leave_the_schedule(sample, plain, modulation, way, sampler):
+    samples, batches = sample(sampler=sampler)
+    expected, _ = sample(plain, sampler)
+    assert (samples - expected).norm() < 1e-5 * expected.norm()
+    assert batches[0] == STEPS
+    assert set(batches[1:]) == {1}
+    assert (way == "read") == (not modulation._off_schedule)
+    again, _ = sample(sampler=sampler)
+    assert torch.equal(again, samples)
+
+
+def test_all_other_stock_samplers_keep_to_the_schedule_or_are_found_out(
+    sample, model, plain, monkeypatch
+):
+    import comfy.samplers
+
+    monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: False)
+    sigmas = torch.linspace(1, 0, 4)
+    # The adaptive one takes its steps by tolerances, and many.
+    for sampler in sorted({*comfy.samplers.SAMPLER_NAMES} - {"dpm_adaptive"}):
+        samples, _ = sample(model, sampler, sigmas)
+        expected, _ = sample(plain, sampler, sigmas)
+        assert (samples - expected).norm() < 1e-4 * expected.norm(), sampler
+
+
+def test_the_next_run_has_the_table_already(sample, model):
+    import comfy.samplers
+
+    euler, sigmas = comfy.samplers.sampler_object("euler"), torch.linspace(1, 0, STEPS + 1)
+    first, _ = sample()
+    second, batches = sample.run(model, euler, sigmas, 1, 4)
+    assert batches == []
+    assert torch.equal(first, second)
+    _, batches = sample.run(model.clone(), euler, sigmas, 2, 6)  # another size and batch
+    assert batches == []
+    _, batches = sample.run(model, euler, sigmas[::2], 1, 4)
+    assert batches == [len(sigmas[::2])]  # of which none is 0
+    model.detach()
+    _, batches = sample.run(model, euler, sigmas[::2], 1, 4)
+    assert len(batches) == 1
+
+
+def test_loras_on_modulation_are_in_the_table(sample, model, plain):
+    layer = "diffusion_model.single_blocks.1.modulation.lin.weight"
+    weight = model.model.state_dict()[layer]
+    delta = 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    base, _ = sample()
+    changed, plainly = model.clone(), plain.clone()
+    for patcher in (changed, plainly):
+        assert patcher.add_patches({layer: ("diff", (delta,))}, 0.5) == [layer]
+    samples, _ = sample(changed)
+    expected, _ = sample(plainly)
+    assert (samples - expected).norm() < 1e-5 * expected.norm()
+    assert (samples - base).norm() > 1e-3 * base.norm()
+    torch.testing.assert_close(changed.model.state_dict()[layer], weight + 0.5 * delta)
+    again, _ = sample()
+    assert torch.equal(again, base)
+    assert torch.equal(model.model.state_dict()[layer], weight)
+
+
+def test_a_schedule_longer_than_the_table_runs_without(sample, plain, modulation, monkeypatch):
+    monkeypatch.setattr(modulation, "MAX_ROWS", STEPS - 1)
+    samples, _ = sample()
+    assert len(plain.model.diffusion_model.modulation._table) == 0
+    expected, _ = sample(plain)
+    assert torch.equal(samples, expected)
+
+
+def test_with_gradients_the_layers_run_as_always(model, modulation, monkeypatch):
+    monkeypatch.setattr("comfy.model_management.in_training", True)
+    network = model.model.diffusion_model
+    run = modulation.ModulationRun([1.0, 0.5], None, True)
+    x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 256, 32)
+    options = {modulation.MODULATION_RUN: run, "uuids": []}
+    weight = network.single_blocks[0].modulation.lin.weight.requires_grad_(True)
+    try:
+        network(x, torch.tensor([0.5]), context, transformer_options=options).sum().backward()
+        assert weight.grad.abs().max() > 0
+    finally:
+        weight.requires_grad_(False).grad = None
+
+
+def test_what_the_patcher_loads_and_counts(model):
+    import comfy.model_management as management
+
+    whole = management.module_size(model.model)
+    buffers = sum(buffer.nbytes for buffer in model.model.buffers())  # the sampling's table of sigmas
+    layers = model.model.diffusion_model.modulation.layers
+    assert len(layers) == 2 * tiny_model.TRANSFORMER.depth + tiny_model.TRANSFORMER.depth_single_blocks + 1
+    size = sum(map(management.module_size, layers.values()))
+    assert model.model_size() == whole - size
+    loaded = {entry[-3] for entry in model._load_list()}
+    names = {f"diffusion_model.{name}" for name in layers}
+    assert not loaded & names
+    assert "diffusion_model.single_blocks.0.linear1" in loaded
+    moved = []
+    for name, layer in layers.items():
+        layer.to = lambda device, name=name: moved.append((name, device))
+    try:
+        model.detach()
+        model.load(model.load_device, full_load=True)
+        assert {device for _, device in moved} == {model.offload_device}
+        assert model.loaded_size() == model.model_size() - buffers
+        assert not model.model.model_lowvram
+    finally:
+        for layer in layers.values():
+            del layer.to
+        model.detach()
+
+
+def test_a_checkpoint_saved_with_a_lora_has_it_in_the_modulation(model):
+    import comfy.model_management as management
+
+    clone = model.clone()
+    key = "diffusion_model.single_blocks.0.modulation.lin.weight"
+    before = model.model.state_dict()[key].clone()
+    clone.add_patches({key: ("diff", (torch.ones_like(before),))})
+    management.load_models_gpu([clone], force_patch_weights=True)
+    (saved,) = (value for name, value in clone.state_dict_for_saving().items() if name.endswith(key[16:]))
+    torch.testing.assert_close(saved.to("cpu"), before + 1)
+    clone.detach()
+    assert torch.equal(model.model.state_dict()[key], before)
+
+
+def test_at_full_size_the_device_holds_eleven_gibibytes(pack):
+    import comfy.model_management as management
+
+    adapter = pack("nodes.adapters.diffusion_model")
+    config = pack("ovis_core.transformer").TransformerConfig()
+    network = adapter.ComfyTransformer(config, torch.nn, dtype=torch.bfloat16, device="meta")
+    kept_off = sum(map(management.module_size, network.modulation.layers.values()))
+    assert kept_off == 2 * 1_463_239_680
+    assert (management.module_size(network) - kept_off) / 2**30 < 11.01
