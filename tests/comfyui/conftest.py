@@ -38,6 +38,22 @@ def pack(comfyui):
     return lambda module: importlib.import_module(f"{name}.{module}")
 
 
+@pytest.fixture(autouse=True)
+def no_function_on_all_weights():
+    """Fails a test that leaves a function on the weights of all layers, where it changes the next tests.
+
+    Layers that ComfyUI has not loaded yet share the two lists of their class. An entry there runs on every
+    weight of every such model in the process, and turns quantised multiplication off.
+    """
+    yield
+    if "comfy.ops" in sys.modules:
+        shared = sys.modules["comfy.ops"].CastWeightBiasOp
+        left = [*shared.weight_function, *shared.bias_function]
+        shared.weight_function.clear()
+        shared.bias_function.clear()
+        assert not left, f"{left} left in the lists of CastWeightBiasOp; give the one layer a list of its own"
+
+
 @pytest.fixture(scope="module")  # each file its own, since loading and patching leave their marks on a model
 def model(pack, tmp_path_factory):
     """The small model as our MODEL, in this process."""
