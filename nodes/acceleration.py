@@ -5,7 +5,7 @@ from functools import partial
 from comfy_api.latest import io
 from server import PromptServer
 
-from .adapters.attention import KERNELS
+from .adapters.attention import KERNELS, MEASURED
 from .adapters.attention_choice import model_with_attention
 from .adapters.compilation import compiled_model
 from .adapters.residual_cache import cached_model
@@ -111,6 +111,7 @@ class OvisImageAttention(io.ComfyNode):
                 io.Combo.Input(
                     "kernel",
                     options=list(KERNELS),
+                    default=MEASURED,
                     tooltip="measured: the fastest exact kernel on this GPU and size, as without this node. "
                     "comfyui: what ComfyUI uses. cudnn, flash, efficient: torch's exact kernels, on a GPU. "
                     "sage: SageAttention, an approximation in 8 bit, which you install yourself.",
