@@ -1,5 +1,6 @@
 """Which attention kernel is used: the choice with kernels and a clock of the test's own, and on the MODEL."""
 
+import contextlib
 import logging
 import sys
 import threading
@@ -109,15 +110,16 @@ def test_a_kernel_must_be_worth_it(attention, own, costs, chosen):
     assert bench(*tensors()) == [chosen]
 
 
-def test_one_slow_run_does_not_decide(attention):
-    bench = Bench(attention, own=2e-3, cudnn=1e-3)
-    seconds_of, outliers = bench.seconds_of, [1.0, 1.0]
-    bench.seconds_of = lambda calls, device: [
-        seconds + (outliers.pop() if len(calls) > 2 and outliers and i % 2 else 0)
-        for i, seconds in enumerate(seconds_of(calls, device))
-    ]
+def test_slow_runs_do_not_decide(attention):
+    bench = Bench(attention, own=1e-3, cudnn=0.5e-3)
+    run, delays = bench.run, [0.1, 2e-3, 0.0, 1.0]  # of the warm-up, the first and the third measured run
+
+    def delayed(name, cost, *qkv):
+        return run(name, cost + (delays.pop(0) if delays else 0.0), *qkv)
+
+    bench.run = delayed
     bench(*tensors())
-    assert not outliers
+    assert delays == []
     assert bench(*tensors()) == ["cudnn"]
 
 
@@ -311,6 +313,59 @@ def test_the_wished_kernel_goes_first_and_none_is_forbidden(attention):
             getattr(torch.backends.cuda, f"{kind}_sdp_enabled")()
             for kind in ("cudnn", "flash", "mem_efficient", "math")
         )
+
+
+def test_a_gpu_is_asked_which_kernels_take_the_tensors(attention, monkeypatch):
+    """With torch's answers for a GPU without cuDNN attention."""
+    asked = []
+
+    def answer(name, is_usable):
+        def can_use(params):
+            first = getattr(SDPBackend, f"{name.upper()}_ATTENTION")
+            assert torch._C._get_sdp_priority_order()[0] == int(first)
+            asked.append((name, params))
+            return is_usable
+
+        monkeypatch.setattr(torch.backends.cuda, f"can_use_{name}_attention", can_use)
+
+    from torch.nn.attention import SDPBackend
+
+    for name, is_usable in (("cudnn", False), ("flash", True), ("efficient", True)):
+        answer(name, is_usable)
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *params: params)
+    q, k, v = (types.SimpleNamespace(device=torch.device("cuda", 1)) for _ in range(3))
+    assert list(attention.torch_kernels(q, k, v)) == ["flash", "efficient"]
+    assert [name for name, _ in asked] == ["cudnn", "flash", "efficient"]
+    assert all(params == (q, k, v, None, 0.0, False, False) for _, params in asked)
+
+
+def test_a_gpus_clock_is_read_when_all_is_done(attention, monkeypatch):
+    """With events of the test's own, which know their time only after the GPU has caught up."""
+    clock = {"now": 0.0, "is_done": False, "device": None}
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            assert clock["device"] == torch.device("cuda", 1)
+            self.milliseconds = clock["now"]
+
+        def elapsed_time(self, end):
+            assert clock["is_done"]
+            return end.milliseconds - self.milliseconds
+
+    @contextlib.contextmanager
+    def device(which):
+        clock["device"] = which
+        yield
+        clock["device"] = None
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: clock.update(is_done=True))
+    calls = [lambda ms=ms: clock.update(now=clock["now"] + ms) for ms in (2.0, 0.5, 2.0)]
+    assert attention.cuda_seconds(calls, torch.device("cuda", 1)) == [0.002, 0.0005, 0.002]
 
 
 @pytest.fixture
