@@ -1,6 +1,6 @@
 """The nodes in menu order."""
 
-from .acceleration import OvisImageCache, OvisImageCompile
+from .acceleration import OvisImageAttention, OvisImageCache, OvisImageCompile
 from .campaign import OvisCampaignRows, OvisLabelledGrid
 from .conditioning import OvisImageTextEncode
 from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisStyle
@@ -24,6 +24,7 @@ NODES = [
     OvisImageVAEEncode,
     OvisImageLoraConvert,
     OvisImageCompile,
+    OvisImageAttention,
     OvisImageCache,
     OvisImageQuantCheck,
     OvisCopy,

@@ -5,6 +5,8 @@ from functools import partial
 from comfy_api.latest import io
 from server import PromptServer
 
+from .adapters.attention import KERNELS, MEASURED
+from .adapters.attention_choice import model_with_attention
 from .adapters.compilation import compiled_model
 from .adapters.residual_cache import cached_model
 
@@ -89,3 +91,35 @@ class OvisImageCompile(io.ComfyNode):
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
         return io.NodeOutput(compiled_model(model))
+
+
+class OvisImageAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OvisImageAttention",
+            display_name="Ovis-Image Attention",
+            category=CATEGORY,
+            description="Names the kernel that computes the attention. Without this node, the fastest exact "
+            "kernel is found by measuring on your GPU.",
+            search_aliases=[
+                *("ovis", "attention", "sageattention", "sage attention", "flash attention", "cudnn", "sdpa"),
+                "faster",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of the Ovis-Image Loader, with LoRAs or patches."),
+                io.Combo.Input(
+                    "kernel",
+                    options=list(KERNELS),
+                    default=MEASURED,
+                    tooltip="measured: the fastest exact kernel on this GPU and size, as without this node. "
+                    "comfyui: what ComfyUI uses. cudnn, flash, efficient: torch's exact kernels, on a GPU. "
+                    "sage: SageAttention, an approximation in 8 bit, which you install yourself.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with that kernel.")],
+        )
+
+    @classmethod
+    def execute(cls, model, kernel) -> io.NodeOutput:
+        return io.NodeOutput(model_with_attention(model, kernel))

@@ -12,7 +12,11 @@ CORE = sorted((ROOT / "ovis_core").rglob("*.py"))
 ADAPTERS = sorted((ROOT / "nodes" / "adapters").glob("*.py"))
 NODES = sorted((ROOT / "nodes").glob("*.py"))
 LIBRARIES = {"torch", "transformers", "safetensors", "einops", "numpy", "PIL", "tqdm"}
-OPTIONAL = {"ovis_core/lettering/ocr.py": {"rapidocr", "onnxruntime"}}  # and the files that may ask for them
+OPTIONAL = {  # and the files that may ask for them
+    "ovis_core/lettering/ocr.py": {"rapidocr", "onnxruntime"},
+    "nodes/adapters/attention.py": {"sageattention"},
+    "nodes/adapters/attention_choice.py": {"sageattention"},
+}
 COMFYUI = {
     *("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "server"),
     "node_helpers",
@@ -47,6 +51,7 @@ def test_core_knows_nothing_of_comfyui(path):
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
 def test_adapters_know_core_and_comfyui(path):
     allowed = LIBRARIES | COMFYUI - {"nodes", "server", "comfy_api"}
+    allowed |= OPTIONAL.get(path.relative_to(ROOT).as_posix(), set())
     for name in imports(path):
         assert is_below(name, "/ovis_core") or is_below(name, "/nodes/adapters") or name in allowed, name
 

@@ -25,6 +25,7 @@ from ...ovis_core.prompt import CONTEXT_TOKENS
 from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
+from .attention import with_attention
 from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
 from .modulation import MODULATION_RUN, ModulationTable, tabulate
@@ -83,8 +84,9 @@ class PatchedAttention:
             new |= patch(
                 new["q"], new["k"], new["v"], pe=new["pe"], attn_mask=new["attn_mask"], extra_options=told
             )
+        options = with_attention(self.options)
         out = attention(
-            new["q"], new["k"], new["v"], new["pe"], new["attn_mask"], transformer_options=self.options
+            new["q"], new["k"], new["v"], new["pe"], new["attn_mask"], transformer_options=options
         )
         for patch in patches.get("attn1_output_patch", ()):
             out = patch(out, told)

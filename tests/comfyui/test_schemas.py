@@ -40,6 +40,7 @@ CONTRACT = {
     "OvisImageVAEEncode": ["pixels", "vae", "tile_size"],
     "OvisImageLoraConvert": ["model", "lora_name", "dialect", "filename_prefix"],
     "OvisImageCompile": ["model"],
+    "OvisImageAttention": ["model", "kernel"],
     "OvisImageCache": ["model", "threshold", "warmup_steps", "max_skips", "taylor_order"],
     "OvisImageQuantCheck": ["model", "reference", "layers"],
     "OvisCopy": [
