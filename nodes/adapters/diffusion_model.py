@@ -30,6 +30,7 @@ from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
 from .modulation import MODULATION_RUN, ModulationTable, tabulate
 from .patcher import OvisImagePatcher, name_layers, patch_model
+from .prefetch import Prefetch
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -149,8 +150,13 @@ class ComfyTransformer(OvisImageTransformer):
     ) -> Tensor:
         """The blocks, or what other nodes put in their place or around their attention, as on FLUX."""
         run = {"vec": vec, "pe": pe, "attn_mask": None}
+        # With a cache, the first block tells whether the others are wanted at all.
+        blocks = [*self.double_blocks, *self.single_blocks][bool(cache) :]
+        weights = Prefetch(blocks, self.modulation.answered, img.device, attention.options)
         for i, block in enumerate(self.double_blocks):
             before = img if cache and i == 0 else None
+            if before is None:
+                weights.next()
             options = attention.inside("double", i, len(self.double_blocks))
             args = {"img": img, "txt": txt, **run, "transformer_options": options}
             img, txt = itemgetter("img", "txt")(_run_block(_run_double, block, args))
@@ -163,7 +169,9 @@ class ComfyTransformer(OvisImageTransformer):
         for i, block in enumerate(self.single_blocks):
             options = attention.inside("single", i, len(self.single_blocks))
             options["img_slice"] = [num_text, img.shape[1]]
+            weights.next()
             img = _run_block(_run_single, block, {"img": img, **run, "transformer_options": options})["img"]
+        weights.next()
         img = img[:, num_text:]
         if cache:
             cache.keep(img)

@@ -74,6 +74,11 @@ class ModulationTable:
             values = slice(start, start := start + layer.out_features)
             layer.forward = partial(self._answer, plain, values)
 
+    @property
+    def answered(self) -> set[nn.Module]:
+        """The layers that do not run in this forward."""
+        return set() if self._row is None else {*self.layers.values()}
+
     def forget(self) -> None:
         """Gives the table's memory back."""
         self._key, self._table, self._added = None, torch.empty(0), {}

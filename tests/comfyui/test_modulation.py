@@ -211,3 +211,60 @@ def test_at_full_size_the_device_holds_eleven_gibibytes(pack):
     kept_off = sum(map(management.module_size, network.modulation.layers.values()))
     assert kept_off == 2 * 1_463_239_680
     assert (management.module_size(network) - kept_off) / 2**30 < 11.01
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_dynamic_vram_is_told_which_weights_come_next(pack, model, sample, monkeypatch, with_cache):
+    """ComfyUI's queue gets every block in order, without the modulation that the table answers for."""
+    import comfy.model_prefetch
+
+    queues = []
+    monkeypatch.setattr(
+        comfy.model_prefetch, "make_prefetch_queue", lambda blocks, *_: queues.append([*blocks]) or [*blocks]
+    )
+    asked = []
+    monkeypatch.setattr(comfy.model_prefetch, "prefetch_queue_pop", lambda queue, *_: asked.append(queue))
+    patcher = model
+    if with_cache:
+        make = pack("nodes.adapters.residual_cache").cached_model
+        patcher = make(model, 1e6, 1, 10, 0, lambda report: None)  # one step of all is computed
+    network = model.model.diffusion_model
+    blocks = [*network.double_blocks, *network.single_blocks]
+    sample(patcher)
+    expected = blocks[1:] if with_cache else blocks
+    assert [[entry.block for entry in queue] for queue in queues] == [expected] * STEPS
+    assert len(asked) == (len(expected) + 1) * (1 if with_cache else STEPS)
+    modulation = {*network.modulation.layers.values()}
+    for entry in queues[0]:
+        assert {*entry.block.modules()} - {*entry.modules()} == modulation & {*entry.block.modules()}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_pictures_of_one_process_are_alike_when_memory_is_short(model, sample, monkeypatch, share):
+    """As on a card that holds only a share of the weights: the rest is streamed, three times the same way."""
+    import comfy.model_management as management
+
+    expected, _ = sample()
+    model.detach()
+    free = management.minimum_inference_memory() + share * model.model_size()
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+
+    def get_free_memory(device=None, torch_free_too=False):
+        left = free - model.loaded_size()
+        return (left, left) if torch_free_too else left
+
+    monkeypatch.setattr(management, "get_free_memory", get_free_memory)
+    monkeypatch.setattr(management, "current_loaded_models", [])
+    loaded = []
+    try:
+        for _ in range(3):
+            samples, _ = sample()
+            assert torch.equal(samples, expected)
+            loaded.append(model.loaded_size())
+    finally:
+        monkeypatch.undo()
+        model.detach()
+    assert len({*loaded}) == 1
+    assert loaded[0] <= share * model.model_size()
+    assert loaded[0] > (share - 0.4) * model.model_size()
