@@ -47,14 +47,14 @@ def hardware() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def write(name: str, rows: Iterable[Row], note: str) -> None:
-    """results/NAME.json, .md and .png."""
-    rows = list(rows)
-    RESULTS.mkdir(exist_ok=True)
+def write(name: str, rows: Iterable[Row], note: str, folder: Path | None = None) -> None:
+    """NAME.json, .md and .png in the folder, else in the results."""
+    rows, folder = list(rows), folder or RESULTS
+    folder.mkdir(exist_ok=True)
     entries = [dataclasses.asdict(row) for row in rows]
-    (RESULTS / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
-    (RESULTS / f"{name}.md").write_text(markdown(rows, note), "utf-8")
-    plot(rows).save(RESULTS / f"{name}.png")
+    (folder / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
+    (folder / f"{name}.md").write_text(markdown(rows, note), "utf-8")
+    plot(rows).save(folder / f"{name}.png")
 
 
 def markdown(rows: list[Row], note: str) -> str:
