@@ -7,7 +7,6 @@ from gpu_models import (
     Comfy,
     Diffusers,
     cudnn_override,
-    is_compilable,
     kernel,
     native_model,
     no_rotary_table,
@@ -47,9 +46,9 @@ class Implementations:
         if id not in self._made:
             if id in NEEDS_CUDA and self.device.type != "cuda":
                 raise Unavailable("needs CUDA")
-            if self.backend == "inductor" and id in COMPILED:
-                if missing := is_compilable(self.device):
-                    raise Unavailable(missing)
+            is_built = self.backend == "inductor" and id in COMPILED
+            if is_built and (missing := compilation.missing_compiler(self.device.type)):
+                raise Unavailable(missing)
             self._made[id] = self._make(id)
         return self._made[id]
 

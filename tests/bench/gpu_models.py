@@ -12,7 +12,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
 from pack import (
     comfy,
-    compilation,
     core_cache,
     diffusion_model,
     latents,
@@ -265,8 +264,3 @@ def no_rotary_table(implementation: Comfy) -> Iterator[None]:
     """The rotary table is made for every forward."""
     implementation.network._tables.clear()
     yield
-
-
-def is_compilable(device: torch.device) -> str | None:
-    """Why torch.compile cannot run here, or None."""
-    return compilation.missing_compiler(device.type)

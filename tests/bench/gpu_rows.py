@@ -59,40 +59,52 @@ def rows_of(measured: dict) -> list[Row]:
     return list(rows.values())
 
 
-def _comparisons(part: dict) -> Iterator[tuple[str, str, float, float, str, str, bool]]:
+Comparison = tuple[str, str, float, float, str, str, bool]
+KINDS = (  # id, what, key, unit, how many of the key's are one
+    ("step", "a guided step", "ms", "ms", 1),
+    ("image", "an image", "image_s", "s", 1),
+    ("memory", "weights and activations, peak", "peak_bytes", "GiB", 2**30),
+)
+
+
+def _comparisons(part: dict) -> Iterator[Comparison]:
     """(id, what, ours, peer, peer's name, unit, more is better)."""
+    ceilings = [figure for what, figure, *_ in part["ceilings"] if CEILING in what and "fp8" not in what]
     for side, size in part["sizes"].items():
         runs, picture = size["runs"], f"{side}x{side}"
         for ours, peer in PAIRS:
-            if ours not in runs or peer not in runs:
-                continue
-            a, b, end = runs[ours], runs[peer], f"{side}-{ours}-{peer}"
-            kinds = (
-                ("step", "a guided step", "ms", "ms", 1),
-                ("image", f"an image, {part['steps']} steps", "image_s", "s", 1),
-                ("memory", "weights and activations at their peak", "peak_bytes", "GiB", 2**30),
-            )
-            for kind, what, key, unit, scale in kinds:
-                if key in a and key in b:
-                    what = f"{what}, {picture}: {NAMES[ours]}"
-                    figures = a[key] / scale, b[key] / scale
-                    yield f"{kind}-{end}", what, *figures, NAMES[peer], unit, False
+            if ours in runs and peer in runs:
+                yield from _pair(side, ours, peer, runs[ours], runs[peer])
         if "U5" in runs and "U1" in runs:
             full = runs["U1"]["ms"]
-            skipped = max(2 * runs["U5"]["ms"] - full, 0.001)
+            skipped = max(2 * runs["U5"]["ms"] - full, 0.001)  # computed and skipped by turns
             what = f"a step that the cache skips, {picture}"
             yield f"skipped-{side}", what, skipped, full, "one computed", "ms", False
-        ceilings = [figure for what, figure, *_ in part["ceilings"] if CEILING in what and "fp8" not in what]
         if "U1" in runs and ceilings:
             rate = 1000 * size["tflop"] / runs["U1"]["ms"]
             what, peer = f"operations a second, {picture}: {NAMES['U1']}", "a matrix product alone, sustained"
             yield f"rate-{side}", what, rate, ceilings[0], peer, "TFLOP/s", True
-    for peer in PEERS:
+    errors = {id: error for id, error in part["errors"].items() if error}
+    for peer in ("D0", "N0"):
         for ours in ("U0", "U1"):
-            errors = part["errors"]
             if ours in errors and peer in errors:
                 what = f"distance from float32: {NAMES[ours]}"
                 yield f"error-{ours}-{peer}", what, errors[ours], errors[peer], NAMES[peer], "", False
+
+
+def _pair(side: str, ours: str, peer: str, a: dict, b: dict) -> Iterator[Comparison]:
+    for kind, what, key, unit, scale in KINDS:
+        if key in a and key in b:
+            what = f"{what}, {side}x{side}: {NAMES[ours]}"
+            yield (
+                f"{kind}-{side}-{ours}-{peer}",
+                what,
+                a[key] / scale,
+                b[key] / scale,
+                NAMES[peer],
+                unit,
+                False,
+            )
 
 
 def page(measured: dict) -> str:
@@ -105,7 +117,8 @@ def page(measured: dict) -> str:
     for number, part in measured.items():
         lines += ["", f"## Part {number}", "", f"`{part['command']}`, {part['date']}, {part['hardware']}", ""]
         lines += [
-            "| picture | implementation | a step, ms | quartiles | TFLOP/s | an image, s | peak, GiB "
+            "| picture | implementation | a step, ms | quartiles | TFLOP/s "
+            f"| {part['steps']} steps, s | peak, GiB "
             "| first call, s | distance from float32 | attention kernel |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]

@@ -137,12 +137,15 @@ def ceilings(device: torch.device, burn: float) -> Iterator[tuple[str, float, st
                 )
 
             yield from _product("fp8", multiply, (m, k, n), device, burn / 2)
-    size = 2 << 30 if is_cuda else 2 << 22
+    yield "copy, read and written", _copied(2 << 30 if is_cuda else 2 << 22, device) / 1e12, "TB/s"
+    yield from _attentions(device, factory)
+
+
+def _copied(size: int, device: torch.device) -> float:
+    """Bytes a second, read and written."""
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    yield "copy, read and written", 2 * size / _fastest(lambda: target.copy_(source), device) / 1e12, "TB/s"
-    del source, target
-    yield from _attentions(device, factory)
+    return 2 * size / _fastest(lambda: target.copy_(source), device)
 
 
 def _product(
