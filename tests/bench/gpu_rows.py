@@ -95,16 +95,8 @@ def _comparisons(part: dict) -> Iterator[Comparison]:
 def _pair(side: str, ours: str, peer: str, a: dict, b: dict) -> Iterator[Comparison]:
     for kind, what, key, unit, scale in KINDS:
         if key in a and key in b:
-            what = f"{what}, {side}x{side}: {NAMES[ours]}"
-            yield (
-                f"{kind}-{side}-{ours}-{peer}",
-                what,
-                a[key] / scale,
-                b[key] / scale,
-                NAMES[peer],
-                unit,
-                False,
-            )
+            id, what = f"{kind}-{side}-{ours}-{peer}", f"{what}, {side}x{side}: {NAMES[ours]}"
+            yield id, what, a[key] / scale, b[key] / scale, NAMES[peer], unit, False
 
 
 def page(measured: dict) -> str:
@@ -115,7 +107,8 @@ def page(measured: dict) -> str:
         "calls taken in turns, with quartiles. Ratios are of one run."
     ]
     for number, part in measured.items():
-        lines += ["", f"## Part {number}", "", f"`{part['command']}`, {part['date']}, {part['hardware']}", ""]
+        source = f"`{part['command']}`, {part['date']}, {part['hardware']}"
+        lines += ["", f"## Part {number}", "", source, ""]
         lines += [
             "| picture | implementation | a step, ms | quartiles | TFLOP/s "
             f"| {part['steps']} steps, s | peak, GiB "
