@@ -53,6 +53,25 @@ def test_peak_memory_counts_what_lives_at_once(meter):
     assert sum(counted.operators.values()) == 5
 
 
+def test_waits_are_numbers_read_and_copies_across_devices(meter):
+    x = torch.ones(3)
+    with meter.Meter() as counted:
+        x.add(1).to(torch.float64).copy_(x)
+        x[:2].clone()
+    assert counted.waits == 0
+    with meter.Meter() as counted:
+        assert x[0].item() == 1
+        assert x.sum() > 2
+        x.to("meta")
+        torch.empty(3, device="meta").copy_(x)
+    assert counted.waits == 4
+
+
+def test_counts_of_zero_have_a_ratio(table):
+    row = table.fewer_is_better("a", "waits", 0, 3, "peer", "command")
+    assert (row.ours, row.peer, row.ratio) == (0, 3, 4.0)
+
+
 def test_results_are_written_for_machines_and_people(table, monkeypatch, tmp_path):
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     row = table.less_is_better("a", "bytes", 2.0, 3.0, "peer", "B", "command")

@@ -95,15 +95,16 @@ def _comparisons(part: dict) -> Iterator[Comparison]:
 def _pair(side: str, ours: str, peer: str, a: dict, b: dict) -> Iterator[Comparison]:
     for kind, what, key, unit, scale in KINDS:
         if key in a and key in b:
-            id, what = f"{kind}-{side}-{ours}-{peer}", f"{what}, {side}x{side}: {NAMES[ours]}"
+            id = f"{kind}-{side}-{ours}-{peer}"
+            what = f"{what}, {side}x{side}: {NAMES[ours]}"
             yield id, what, a[key] / scale, b[key] / scale, NAMES[peer], unit, False
 
 
 def page(measured: dict) -> str:
     """What stands behind the rows: every implementation's figures, ceilings, and what was left out."""
     lines = [
-        "Random weights (normal, sigma 0.02; fixed seed), the same for all: nothing is said about pictures. A "
-        "guided step is both branches of guidance, two passes in diffusers and one batch else; medians of "
+        "Random weights (normal, sigma 0.02; fixed seed), the same for all: nothing is said about pictures. "
+        "A guided step is both branches of guidance, two passes in diffusers and one batch else; medians of "
         "calls taken in turns, with quartiles. Ratios are of one run."
     ]
     for number, part in measured.items():

@@ -38,6 +38,12 @@ def less_is_better(
     return Row(id, what, ours, peer, peer_name, peer / ours, unit, command, hardware(), today)
 
 
+def fewer_is_better(id: str, what: str, ours: int, peer: int, peer_name: str, command: str) -> Row:
+    """Of counts that may be 0: the ratio is that of the counts plus one."""
+    row = less_is_better(id, what, ours + 1, peer + 1, peer_name, "", command)
+    return dataclasses.replace(row, ours=ours, peer=peer)
+
+
 def hardware() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
