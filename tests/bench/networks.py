@@ -84,7 +84,7 @@ def forwards(
 
 
 def decoders(height: int, width: int) -> dict[str, Forward]:
-    """One decoding by each one's FLUX autoencoder, bfloat16 without data; height and width in latent pixels."""
+    """One decoding by each FLUX autoencoder, bfloat16 without data; height and width in latent pixels."""
     factory = {"device": "meta", "dtype": torch.bfloat16}
     config = AutoencoderConfig()
     ours = Autoencoder(config, **factory)
