@@ -33,9 +33,9 @@ WARM_UPS, REPEATS = 3, 9
 NOTE = (
     "Full size: the shapes of the released model in bfloat16, both guidance branches as one batch, attention "
     "counted as one fused kernel. Waits are numbers that the host reads and copies between devices; as they "
-    "may be none, their ratio is that of the counts plus one. Distances: relative, in float32, same weights. The "
-    "Nano's forwards: 20 steps with guidance, 3 prompts together; which of them the cache leaves out changes "
-    "the picture. Seconds: a small network with random weights in float32, medians."
+    "may be none, their ratio is that of the counts plus one. Distances: relative, in float32, with the same "
+    "weights. The Nano's forwards: 20 steps with guidance, 3 prompts together; what the cache leaves out "
+    "changes the picture. Seconds: a small network with random weights in float32, medians."
 )
 
 

@@ -43,7 +43,7 @@ PARTS = {
 IMAGES = {"1": ("D0", "N0", "U1", "D1", "U0"), "2": ("U3", "U1", "U5")}
 OTHER_SIDES = {"1": (), "2": ("D0", "N0", "U0", "U1", "U3")}
 SIDES, SMALL_SIDES = (1024, 512, 1536), (128, 64, 192)
-MAX_ERROR = 0.01  # of a velocity, or 1.2 times that of diffusers where its rounding is worse
+MAX_ERROR = 0.01  # of a velocity, or 1.5 times that of diffusers where its rounding is worse
 MAX_FP8_ERROR = 0.2
 PACKAGES = ("diffusers", "triton", "comfy-kitchen", "comfy-aimdo")
 
@@ -165,7 +165,7 @@ class Bench:
                 error = relative_error(implementation.velocity(inputs), expected)
                 gpu_timer.synchronize(self.device)
                 self.figures["errors"][id] = error
-                limit = max(MAX_ERROR, 1.2 * self.figures["errors"].get("D0", 0.0))
+                limit = max(MAX_ERROR, 1.5 * self.figures["errors"].get("D0", 0.0))
                 print(f"{id} {NAMES[id]}: first call {time.monotonic() - start:.1f} s, error {error:.2g}")
                 if not error <= (MAX_FP8_ERROR if id == "U3" else limit):
                     raise ValueError(f"its velocity is {error:.2g} away from float32's")
