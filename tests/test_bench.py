@@ -80,7 +80,21 @@ def test_results_are_written_for_machines_and_people(table, monkeypatch, tmp_pat
     assert entry["ratio"] == 1.5
     assert entry.keys() >= {"id", "what", "ours", "peer", "peer_name", "unit", "command", "hardware", "date"}
     assert "| bytes | 2 B | 3 B | peer | 1.50 |" in (tmp_path / "results" / "x.md").read_text()
-    assert Image.open(tmp_path / "results" / "x.png").width == table.WIDTH
+    assert Image.open(tmp_path / "results" / "x.png").size == table.plot([row]).size
+
+
+def test_bars_begin_behind_the_longest_label_and_end_in_the_picture(table):
+    short, long = (
+        table.less_is_better("a", what, 1.0, 50.0, "peer", "B", "command") for what in ("x", "x" * 90)
+    )
+    images = [table.plot(rows) for rows in ([short], [short, long])]
+    starts, ends = [], []
+    for image in images:
+        blue = [x for x in range(image.width) if image.getpixel((x, table.BAR_HEIGHT)) == (0x1F, 0x4E, 0x9C)]
+        starts.append(blue[0])
+        ends.append(image.width - blue[-1])
+    assert starts[1] > starts[0] + 400
+    assert ends[0] == ends[1] > 40, "room for the figure"
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,8 @@ def kernels(step: Step, device: torch.device) -> dict:
         synchronize(device)
     rows = []
     for event in profiler.key_averages():
+        if is_cuda and event.device_type != torch.autograd.DeviceType.CUDA:
+            continue  # what the host did to launch it
         microseconds = event.self_device_time_total if is_cuda else event.self_cpu_time_total
         if microseconds:
             rows.append([event.key[:120], round(microseconds / 1000, 3), event.count])
