@@ -103,6 +103,11 @@ def gpu_rows():
     return tiny_model.import_by_path("gpu_rows", BENCH / "gpu_rows.py")
 
 
+@pytest.fixture(scope="module")
+def timer():
+    return tiny_model.import_by_path("bench_timer", BENCH / "timer.py")
+
+
 def gpu_part(**runs) -> dict:
     """What one part of the GPU bench might measure at 1024x1024."""
     runs = {
@@ -153,6 +158,43 @@ def test_a_part_of_the_gpu_bench_replaces_itself_alone(gpu_rows, tmp_path):
     assert steps == [190.0, 220.0]
 
 
+def test_steps_are_taken_in_turns_until_the_deadline(timer):
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "abc"}
+    cpu = torch.device("cpu")
+    taken = timer.interleaved(steps, cpu, warm_ups=2, repeats=5)
+    turns = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(turns) == 7
+    assert {"".join(sorted(turn)) for turn in turns} == {"abc"}
+    assert len(set(turns)) > 1, "the order is random"
+    assert {name: len(durations) for name, durations in taken.items()} == dict.fromkeys("abc", 5)
+    late = timer.interleaved(steps, cpu, warm_ups=1, repeats=5, deadline=0.0)
+    assert [len(durations) for durations in late.values()] == [3, 3, 3]
+
+
+def test_summaries_are_medians_and_quartiles(timer):
+    assert timer.summary([0.005, 0.001, 0.002, 0.003, 0.004]) == {
+        "ms": 3.0,
+        "quartiles_ms": [2.0, 4.0],
+        "repeats": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128>>", True),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", True),
+        ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80", True),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", True),
+        ("nvjet_tst_256x128_64x4_2x1_v_bz_coopA_bias_TNT", False),
+        ("triton_poi_fused_add_mul_native_layer_norm_0", False),
+    ],
+)
+def test_attention_kernels_are_known_by_their_names(timer, name, is_one):
+    assert bool(timer.ATTENTION.search(name)) == is_one
+
+
 def test_random_weights_are_the_same_under_all_names():
     weights = tiny_model.import_by_path("bench_weights", BENCH / "weights.py")
     layouts = tiny_model.import_by_path("ovis_core", tiny_model.ROOT / "ovis_core").layouts
@@ -174,7 +216,7 @@ def test_bench_offers_the_scripts_alone():
     dev = tiny_model.import_by_path("dev", tiny_model.ROOT / "dev.py")
     names = dev.bench_names()
     assert {"cpu", "gpu"} <= set(names)
-    assert not {"meter", "table", "networks", "pack", "weights", "gpu-rows", "gpu-models"} & set(names)
+    assert not {"meter", "table", "networks", "pack", "weights", "timer", "gpu-rows"} & set(names)
 
 
 def test_bench_passes_its_arguments_on(monkeypatch):

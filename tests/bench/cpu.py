@@ -10,7 +10,6 @@ is counted on the model in the pack.
 import logging
 import re
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from meter import Meter
 from networks import FULL, PEERS, SMALL, Forward, decoders, forwards, samplers
 from table import Row, fewer_is_better, less_is_better, markdown, write
+from timer import interleaved
 from weights import relative_error
 
 from ovis_core.pipeline import load_pipeline
@@ -130,15 +130,9 @@ def measure(run: Forward) -> Meter:
 
 def timed() -> Iterator[Row]:
     runs = forwards(SMALL, 2, 16, 16, "cpu", torch.float32)
-    seconds = {name: [] for name in runs}
     with torch.no_grad():
-        for repeat in range(WARM_UPS + REPEATS):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if repeat >= WARM_UPS:
-                    seconds[name].append(time.perf_counter() - start)
-    medians = {name: 1000 * statistics.median(times) for name, times in seconds.items()}
+        taken = interleaved(runs, torch.device("cpu"), WARM_UPS, REPEATS)
+    medians = {name: 1000 * statistics.median(durations) for name, durations in taken.items()}
     for peer in PEERS:
         what = "a small network's forward on the CPU (smoke signal)"
         yield less_is_better(f"seconds-{peer}", what, medians["ours"], medians[peer], peer, "ms", COMMAND)

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import gpu_timer
+import timer
 import torch
 from gpu_list import COMPILED, Implementations, Unavailable
 from gpu_models import Diffusers, Inputs
@@ -95,7 +95,7 @@ class Bench:
         }
 
     def run(self) -> None:
-        print(self.figures["hardware"], gpu_timer.driver_state(), flush=True)
+        print(self.figures["hardware"], timer.driver_state(), flush=True)
         if self.part == "1":
             self.measure_ceilings()
         weights = self.make_weights()
@@ -138,8 +138,8 @@ class Bench:
 
     def measure_ceilings(self) -> None:
         with self.leaving_out("ceilings"):
-            for what, figure, unit in gpu_timer.ceilings(self.device, burn=0.2 if self.small else 10.0):
-                state = gpu_timer.driver_state() if "sustained" in what else {}
+            for what, figure, unit in timer.ceilings(self.device, burn=0.2 if self.small else 10.0):
+                state = timer.driver_state() if "sustained" in what else {}
                 self.figures["ceilings"].append([what, round(figure, 4), unit, state])
                 print(f"{what}: {figure:.4g} {unit} {state or ''}", flush=True)
                 self.save()
@@ -168,7 +168,7 @@ class Bench:
                 implementation = self.implementations.get(id)
                 start = time.monotonic()
                 error = relative_error(implementation.velocity(inputs), expected)
-                gpu_timer.synchronize(self.device)
+                timer.synchronize(self.device)
                 self.figures["errors"][id] = error
                 limit = max(MAX_ERROR, 1.5 * self.figures["errors"].get("D0", 0.0))
                 print(f"{id} {NAMES[id]}: first call {time.monotonic() - start:.1f} s, error {error:.2g}")
@@ -189,12 +189,12 @@ class Bench:
                 return
             makers = {id: self.implementations.get(id) for id in ids}
             steps = {id: implementation.stepper(inputs) for id, implementation in makers.items()}
-            taken = gpu_timer.interleaved(
+            taken = timer.interleaved(
                 steps, self.device, 3, self.repeats, min(self.deadline, time.monotonic() + 120)
             )
             for id, durations in taken.items():
                 each = [duration / makers[id].evaluations for duration in durations]
-                size["runs"][id] = {**size["runs"].get(id, {}), **gpu_timer.summary(each)}
+                size["runs"][id] = {**size["runs"].get(id, {}), **timer.summary(each)}
                 print(f"{side}x{side} {id} {NAMES[id]}: {size['runs'][id]['ms']} ms", flush=True)
             self.save()
         # A first call's figures alone are no run.
@@ -214,10 +214,10 @@ class Bench:
                     return
                 implementation = self.implementations.get(id)
                 step = implementation.stepper(inputs)
-                peak = gpu_timer.peak_bytes(step, self.device)
+                peak = timer.peak_bytes(step, self.device)
                 if peak is not None:
-                    run["peak_bytes"] = peak + gpu_timer.weight_bytes(implementation.network, self.device)
-                run |= gpu_timer.kernels(step, self.device)
+                    run["peak_bytes"] = peak + timer.weight_bytes(implementation.network, self.device)
+                run |= timer.kernels(step, self.device)
                 print(f"{side}x{side} {id}: {run.get('peak_bytes')} bytes, {run['attention']}", flush=True)
                 self.save()
 
@@ -232,8 +232,8 @@ class Bench:
                 implementation, inputs = self.implementations.get(id), self.inputs(side)
                 implementation.image(inputs, 2)
                 image = lambda: implementation.image(inputs, self.steps)  # noqa: E731
-                run["image_s"] = round(gpu_timer.seconds(image, self.device), 3)
-                run["image_state"] = gpu_timer.driver_state()
+                run["image_s"] = round(timer.seconds(image, self.device), 3)
+                run["image_state"] = timer.driver_state()
                 print(f"{side}x{side} {id}: an image in {run['image_s']} s {run['image_state']}", flush=True)
                 self.save()
 
@@ -263,9 +263,7 @@ def hardware(device: torch.device) -> str:
     """Device, driver and versions."""
     versions = [f"torch {torch.__version__}"]
     if device.type == "cuda":
-        name = (
-            f"{torch.cuda.get_device_name(device)}, driver {gpu_timer.driver_state().get('driver_version')}"
-        )
+        name = f"{torch.cuda.get_device_name(device)}, driver {timer.driver_state().get('driver_version')}"
         versions.append(f"cuDNN {torch.backends.cudnn.version()}")
     else:
         name = f"CPU, {torch.get_num_threads()} threads"

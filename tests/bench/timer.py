@@ -1,5 +1,6 @@
 """Times, memory, kernels and ceilings of a device; on the CPU the same with the CPU's clock."""
 
+import math
 import random
 import re
 import statistics
@@ -46,7 +47,7 @@ def seconds(step: Step, device: torch.device) -> float:
 
 
 def interleaved(
-    steps: dict[str, Step], device: torch.device, warm_ups: int, repeats: int, deadline: float
+    steps: dict[str, Step], device: torch.device, warm_ups: int, repeats: int, deadline: float = math.inf
 ) -> dict[str, list[float]]:
     """Seconds of every call of every step, taken in turns in random order; fewer turns past the deadline, a
     `time.monotonic`, but at least three.
