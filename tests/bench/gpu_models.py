@@ -134,18 +134,21 @@ class Comfy:
 
     def stepper(self, inputs: Inputs) -> Callable[[], Tensor]:
         shared = {**self.patcher.model_options["transformer_options"], **self.options}
-        parts = ([0], [1]) if self.is_split else ([0, 1],)
+        branches = ([0], [1]) if self.is_split else ([0, 1],)
+        parts = []
+        for branch in branches:
+            rows = slice(branch[0], branch[-1] + 1)
+            options = {"uuids": branch, "cond_or_uncond": branch}
+            parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
         cache = None
         if self.is_cached:
             cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
             shared[diffusion_model.RESIDUAL_CACHE] = cache
 
         def evaluate() -> Tensor:
-            passes = []
-            for part in parts:
-                options = {**shared, "uuids": part, "cond_or_uncond": part}
-                given = inputs.x[part], inputs.sigma[part], inputs.context[part]
-                passes.append(self.network(*given, transformer_options=options))
+            passes = [
+                self.network(*given, transformer_options={**shared, **options}) for given, options in parts
+            ]
             return torch.cat(passes) if len(passes) > 1 else passes[0]
 
         def step() -> Tensor:
