@@ -105,8 +105,9 @@ def page(measured: dict) -> str:
     lines = [
         "Random weights (normal, sigma 0.02; fixed seed), the same for all: nothing is said about pictures. "
         "A guided step is both branches of guidance, two passes in diffusers and one batch else; medians of "
-        "calls taken in turns, with quartiles. ComfyUI's models lie on the device as a whole, without dynamic "
-        "VRAM. Peaks are a network's own weights and what a step takes beside them. Ratios are of one run."
+        "calls taken in turns, with quartiles. ComfyUI's models lie on the device as a whole, without "
+        "dynamic VRAM. Peaks are a network's own weights and what a step takes beside them. Ratios are of "
+        "one run."
     ]
     for number, part in measured.items():
         source = f"`{part['command']}`, {part['date']}, {part['hardware']}"
