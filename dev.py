@@ -4,7 +4,7 @@
     python3 dev.py demo [--prompt TEXT] [--out FILE]    one image from the model in the pack
     python3 dev.py test [pytest arguments]              lint, format check, all tests
     python3 dev.py serve [--port N] [-- arguments]      ComfyUI with this pack, for the browser
-    python3 dev.py bench NAME                           a measurement, written to tests/bench/results
+    python3 dev.py bench NAME [its arguments]           a measurement, written to tests/bench/results
     python3 dev.py screenshots                          the README's pictures, from the editor in Chromium
 
 The first run sets ComfyUI up in the user's cache directory (about 6 GB); later runs and other clones use it.
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
     serve_parser.add_argument("--port", type=int, default=8188, help="default: 8188")
     bench_parser = commands.add_parser("bench", help="a measurement, written to tests/bench/results")
     bench_parser.add_argument("name", choices=bench_names())
+    bench_parser.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("screenshots", help="the README's pictures, from the editor in Chromium")
 
     split = 1 if argv[:1] == ["test"] else argv.index("--") if "--" in argv else len(argv)
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         if args.command == "demo":
             return demo(args.prompt, args.out)
         if args.command == "bench":
-            return bench(args.name)
+            return bench(args.name, args.arguments)
         if args.command == "screenshots":
             return script(SCREENSHOTS)
         return test(argv[1:]) if args.command == "test" else serve(args.port, argv[split + 1 :])
@@ -139,14 +140,14 @@ def bench_names() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in scripts)
 
 
-def bench(name: str) -> int:
-    return script(BENCHES / f"{name.replace('-', '_')}.py")
+def bench(name: str, arguments: Sequence[str]) -> int:
+    return script(BENCHES / f"{name.replace('-', '_')}.py", arguments)
 
 
-def script(path: Path) -> int:
+def script(path: Path, arguments: Sequence[str] = ()) -> int:
     python, comfyui = find_comfyui()
     require_packages(python)
-    return call([python, path], comfyui)
+    return call([python, path, *arguments], comfyui)
 
 
 def call(command: Sequence[str | Path], comfyui: Path) -> int:

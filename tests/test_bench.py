@@ -1,6 +1,7 @@
 """The bench's own arithmetic; measurements themselves are no tests."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny_model
@@ -52,6 +53,25 @@ def test_peak_memory_counts_what_lives_at_once(meter):
     assert sum(counted.operators.values()) == 5
 
 
+def test_waits_are_numbers_read_and_copies_across_devices(meter):
+    x = torch.ones(3)
+    with meter.Meter() as counted:
+        x.add(1).to(torch.float64).copy_(x)
+        x[:2].clone()
+    assert counted.waits == 0
+    with meter.Meter() as counted:
+        assert x[0].item() == 1
+        assert x.sum() > 2
+        x.to("meta")
+        torch.empty(3, device="meta").copy_(x)
+    assert counted.waits == 4
+
+
+def test_counts_of_zero_have_a_ratio(table):
+    row = table.fewer_is_better("a", "waits", 0, 3, "peer", "command")
+    assert (row.ours, row.peer, row.ratio) == (0, 3, 4.0)
+
+
 def test_results_are_written_for_machines_and_people(table, monkeypatch, tmp_path):
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     row = table.less_is_better("a", "bytes", 2.0, 3.0, "peer", "B", "command")
@@ -60,11 +80,154 @@ def test_results_are_written_for_machines_and_people(table, monkeypatch, tmp_pat
     assert entry["ratio"] == 1.5
     assert entry.keys() >= {"id", "what", "ours", "peer", "peer_name", "unit", "command", "hardware", "date"}
     assert "| bytes | 2 B | 3 B | peer | 1.50 |" in (tmp_path / "results" / "x.md").read_text()
-    assert Image.open(tmp_path / "results" / "x.png").width == table.WIDTH
+    assert Image.open(tmp_path / "results" / "x.png").size == table.plot([row]).size
+
+
+def test_bars_begin_behind_the_longest_label_and_end_in_the_picture(table):
+    short, long = (
+        table.less_is_better("a", what, 1.0, 50.0, "peer", "B", "command") for what in ("x", "x" * 90)
+    )
+    images = [table.plot(rows) for rows in ([short], [short, long])]
+    starts, ends = [], []
+    for image in images:
+        blue = [x for x in range(image.width) if image.getpixel((x, table.BAR_HEIGHT)) == (0x1F, 0x4E, 0x9C)]
+        starts.append(blue[0])
+        ends.append(image.width - blue[-1])
+    assert starts[1] > starts[0] + 400
+    assert ends[0] == ends[1] > 40, "room for the figure"
+
+
+@pytest.fixture(scope="module")
+def gpu_rows():
+    tiny_model.import_by_path("table", BENCH / "table.py")
+    return tiny_model.import_by_path("gpu_rows", BENCH / "gpu_rows.py")
+
+
+@pytest.fixture(scope="module")
+def timer():
+    return tiny_model.import_by_path("bench_timer", BENCH / "timer.py")
+
+
+def gpu_part(**runs) -> dict:
+    """What one part of the GPU bench might measure at 1024x1024."""
+    runs = {
+        id: {"ms": ms, "quartiles_ms": [ms - 1, ms + 1], "repeats": 20, "attention": "kernel"}
+        for id, ms in runs.items()
+    }
+    return {
+        "command": "command",
+        "date": "2026-01-02",
+        "hardware": "a GPU",
+        "steps": 50,
+        "ceilings": [["bf16 product 4352x3072x33792, sustained 10 s", 750.0, "TFLOP/s", {}]],
+        "errors": {"D0": 0.02, "U0": 0.01},
+        "left_out": {"N0c": "needs CUDA"},
+        "sizes": {"1024": {"tflop": 102.0, "runs": runs}},
+    }
+
+
+def test_gpu_rows_compare_what_was_measured_in_one_part(gpu_rows):
+    first = gpu_part(D0=300.0, U0=250.0, U1=200.0)
+    first["sizes"]["1024"]["runs"]["D0"] |= {"image_s": 15.0, "peak_bytes": 3 * 2**30}
+    first["sizes"]["1024"]["runs"]["U1"] |= {"image_s": 10.0, "peak_bytes": 2 * 2**30}
+    second = gpu_part(D0=330.0, U1=220.0, U3=110.0, U5=120.0)
+    rows = {row.id: row for row in gpu_rows.rows_of({"1": first, "2": second})}
+    assert rows["step-1024-U1-D0"].ratio == 1.5
+    assert rows["step-1024-U1-D0"].ours == 200.0, "a second part must not overwrite the first's"
+    assert rows["image-1024-U1-D0"].ratio == rows["memory-1024-U1-D0"].ratio == 1.5
+    assert rows["memory-1024-U1-D0"].peer == 3.0
+    assert rows["step-1024-U3-U1"].ratio == 2.0, "by the part's own baseline"
+    assert rows["skipped-1024"].ours == 20.0
+    assert rows["rate-1024"].ours == 102 / 0.2
+    assert rows["rate-1024"].ratio == pytest.approx(510 / 750)
+    assert rows["error-U0-D0"].ratio == 2.0
+    assert not any("N0" in id for id in rows), "what was left out has no rows"
+    page = gpu_rows.page({"1": first, "2": second})
+    assert "| 1024 | U1 ours, compiled | 200.0 | 199.0 to 201.0 | 510 | 10.0 | 2.00 |" in page
+    assert "left out: N0c (needs CUDA)" in page
+
+
+def test_a_part_of_the_gpu_bench_replaces_itself_alone(gpu_rows, tmp_path):
+    path = tmp_path / "measured.json"
+    gpu_rows.merge(path, "2", gpu_part(U1=220.0))
+    gpu_rows.merge(path, "1", gpu_part(U1=200.0))
+    measured = gpu_rows.merge(path, "1", gpu_part(U1=190.0))
+    assert list(measured) == ["1", "2"]
+    assert json.loads(path.read_text()) == measured
+    steps = [part["sizes"]["1024"]["runs"]["U1"]["ms"] for part in measured.values()]
+    assert steps == [190.0, 220.0]
+
+
+def test_steps_are_taken_in_turns_until_the_deadline(timer):
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "abc"}
+    cpu = torch.device("cpu")
+    taken = timer.interleaved(steps, cpu, warm_ups=2, repeats=5)
+    turns = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(turns) == 7
+    assert {"".join(sorted(turn)) for turn in turns} == {"abc"}
+    assert len(set(turns)) > 1, "the order is random"
+    assert {name: len(durations) for name, durations in taken.items()} == dict.fromkeys("abc", 5)
+    late = timer.interleaved(steps, cpu, warm_ups=1, repeats=5, deadline=0.0)
+    assert [len(durations) for durations in late.values()] == [3, 3, 3]
+
+
+def test_summaries_are_medians_and_quartiles(timer):
+    assert timer.summary([0.005, 0.001, 0.002, 0.003, 0.004]) == {
+        "ms": 3.0,
+        "quartiles_ms": [2.0, 4.0],
+        "repeats": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128>>", True),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", True),
+        ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80", True),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", True),
+        ("nvjet_tst_256x128_64x4_2x1_v_bz_coopA_bias_TNT", False),
+        ("triton_poi_fused_add_mul_native_layer_norm_0", False),
+    ],
+)
+def test_attention_kernels_are_known_by_their_names(timer, name, is_one):
+    assert bool(timer.ATTENTION.search(name)) == is_one
+
+
+def test_random_weights_are_the_same_under_all_names():
+    weights = tiny_model.import_by_path("bench_weights", BENCH / "weights.py")
+    layouts = tiny_model.import_by_path("ovis_core", tiny_model.ROOT / "ovis_core").layouts
+    with torch.device("meta"):
+        network = tiny_model.OvisImageTransformer(tiny_model.TRANSFORMER)
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    ours, theirs = weights.random_weights(tiny_model.TRANSFORMER, layouts, shapes, "cpu", torch.float32)
+    assert {name: tensor.shape for name, tensor in ours.items()} == shapes
+    depth = tiny_model.TRANSFORMER.depth, tiny_model.TRANSFORMER.depth_single_blocks
+    converted = layouts.convert(theirs, layouts.diffusers_transformer_rules(*depth))
+    assert all(torch.equal(converted[name], ours[name]) for name in shapes)
+    shared = {tensor.untyped_storage().data_ptr() for tensor in ours.values()}
+    alone = [name for name, tensor in theirs.items() if tensor.untyped_storage().data_ptr() not in shared]
+    assert alone == ["norm_out.linear.weight", "norm_out.linear.bias"]
+    assert all(tensor.abs().max() > 0 for tensor in ours.values())
 
 
 def test_bench_offers_the_scripts_alone():
     dev = tiny_model.import_by_path("dev", tiny_model.ROOT / "dev.py")
     names = dev.bench_names()
-    assert "cpu" in names
-    assert not {"meter", "table", "networks"} & set(names)
+    assert {"cpu", "gpu"} <= set(names)
+    assert not {"meter", "table", "networks", "pack", "weights", "timer", "gpu-rows"} & set(names)
+
+
+def test_bench_passes_its_arguments_on(monkeypatch):
+    dev = tiny_model.import_by_path("dev", tiny_model.ROOT / "dev.py")
+    commands = []
+    monkeypatch.setattr(dev, "find_comfyui", lambda: ("python", Path("ComfyUI")))
+    monkeypatch.setattr(dev, "require_packages", lambda *_: None)
+    monkeypatch.setattr(dev, "call", lambda command, comfyui: commands.append(command) or 0)
+    assert dev.main(["bench", "gpu", "--part", "2", "--small"]) == 0
+    assert dev.main(["bench", "cpu"]) == 0
+    assert commands == [
+        ["python", BENCH / "gpu.py", "--part", "2", "--small"],
+        ["python", BENCH / "cpu.py"],
+    ]

@@ -9,18 +9,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# What the host can only go on from when the device has caught up.
+WAITING = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.equal", "aten.nonzero")
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
 class Meter(TorchDispatchMode):
-    """Floating point operations, operators, and the bytes of tensors alive at once that were made inside.
+    """Floating point operations, operators, how often the host waits for the device, and the bytes of tensors
+    alive at once that were made inside.
 
-    Attention is counted as a fused kernel: two matrix products, and no table of all pairs in memory.
+    Waits are numbers read by the host, and copies from one device to another. Attention is counted as a fused
+    kernel: two matrix products, and no table of all pairs in memory.
     """
 
     def __init__(self):
         super().__init__()
         self.flops = 0
+        self.waits = 0
         self.operators: Counter[str] = Counter()
         self.bytes = self.peak_bytes = 0
         self._owners: dict[int, int] = {}  # storage: how many tensors made inside share it
@@ -45,6 +50,7 @@ class Meter(TorchDispatchMode):
         elif name == "aten.convolution":
             weight = args[1]
             self.flops += 2 * out.numel() * weight[0].numel()
+        self.waits += name in WAITING or _is_copy_across(name, args, out)
         known = {
             leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
         }
@@ -70,6 +76,13 @@ class Meter(TorchDispatchMode):
         if not self._owners[key]:
             del self._owners[key]
             self.bytes -= size
+
+
+def _is_copy_across(name: str, args: tuple, out: object) -> bool:
+    if name not in ("aten._to_copy", "aten.copy_"):
+        return False
+    source = args[1] if name == "aten.copy_" else args[0]
+    return source.device != out.device
 
 
 class _FusedAttention(TorchFunctionMode):

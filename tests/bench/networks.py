@@ -1,4 +1,4 @@
-"""The same network in three implementations: ours, diffusers' and ComfyUI's own."""
+"""The same networks in three implementations: ours, diffusers' and ComfyUI's own."""
 
 import os
 import sys
@@ -13,13 +13,24 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from comfy.cli_args import args
 
 args.cpu, args.use_pytorch_cross_attention = True, True
+import comfy.k_diffusion.sampling  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
+import comfy.ldm.modules.diffusionmodules.model  # noqa: E402
 import comfy.model_detection  # noqa: E402
 import comfy.ops  # noqa: E402
 import tiny_model  # noqa: E402
-from diffusers import OvisImageTransformer2DModel  # noqa: E402
+from diffusers import (  # noqa: E402
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    OvisImageTransformer2DModel,
+)
+from weights import random_weights  # noqa: E402
 
-from ovis_core.latents import image_ids, pack_latents, text_ids  # noqa: E402
+from ovis_core import layouts  # noqa: E402
+from ovis_core.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
+from ovis_core.guidance import Guidance  # noqa: E402
+from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents  # noqa: E402
+from ovis_core.sampling import flow_sigmas, guided, sample_euler, shift_mu  # noqa: E402
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig  # noqa: E402
 
 PEERS = ("diffusers", "ComfyUI")
@@ -49,19 +60,82 @@ def forwards(
     detected.pop("image_model")
     operations = comfy.ops.disable_weight_init
     native = comfy.ldm.flux.model.Flux(operations=operations, **factory, **detected)
-    if device != "meta":
-        native.load_state_dict(ours.state_dict())
     numbers = {sum(p.numel() for p in network.parameters()) for network in (ours, theirs, native)}
     assert len(numbers) == 1, "not the same network"
+    if device != "meta":
+        shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+        weights = random_weights(config, layouts, shapes, device, dtype)
+        theirs.load_state_dict(weights.diffusers)
+        for network in (ours, native):
+            network.load_state_dict(weights.ours)
 
-    x = torch.zeros(batch, 16, height, width, **factory)
-    context = torch.zeros(batch, 256, config.context_dim, **factory)
-    sigma = torch.ones(batch, device=device)
+    torch.manual_seed(0)
+    x = torch.randn(batch, 16, height, width, **factory)
+    context = torch.randn(batch, 256, config.context_dim, **factory)
+    sigma = torch.full((batch,), 0.75, device=device)
     tokens = pack_latents(x)
-    ids = {"img_ids": image_ids(height, width), "txt_ids": text_ids(256)}
+    ids = {"img_ids": image_ids(height, width).to(device), "txt_ids": text_ids(256).to(device)}
     packed = {"hidden_states": tokens, "encoder_hidden_states": context, "timestep": sigma, **ids}
     return {
         "ours": lambda: ours(x, sigma, context),
-        "diffusers": lambda: theirs(**packed).sample,
+        "diffusers": lambda: unpack_latents(theirs(**packed).sample, height, width),
         "ComfyUI": lambda: native(x, sigma, context, None, None),
+    }
+
+
+def decoders(height: int, width: int) -> dict[str, Forward]:
+    """One decoding by each FLUX autoencoder, bfloat16 without data; height and width in latent pixels."""
+    factory = {"device": "meta", "dtype": torch.bfloat16}
+    config = AutoencoderConfig()
+    ours = Autoencoder(config, **factory)
+    settings = config.to_diffusers()
+    settings.pop("_class_name")
+    finest = config.channels[0]
+    with torch.device("meta"):
+        theirs = AutoencoderKL(**settings).to(torch.bfloat16)
+        native = comfy.ldm.modules.diffusionmodules.model.Decoder(
+            ch=finest,
+            out_ch=3,
+            ch_mult=[channels // finest for channels in config.channels],
+            num_res_blocks=config.num_res_blocks,
+            attn_resolutions=[],
+            in_channels=3,
+            resolution=256,
+            z_channels=config.latent_channels,
+        ).to(torch.bfloat16)
+    latents = torch.zeros(1, config.latent_channels, height, width, **factory)
+    return {
+        "ours": lambda: ours.decode(latents),
+        "diffusers": lambda: theirs.decode(latents).sample,
+        "ComfyUI": lambda: native(latents),
+    }
+
+
+def samplers(steps: int) -> dict[str, Forward]:
+    """Guided Euler steps by each one's sampler on the CPU, with a network that costs nothing."""
+    x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    num_tokens = 64
+    sigmas = flow_sigmas(steps, num_tokens)
+    velocity = guided(lambda x, sigma: 0.5 * x, lambda x, sigma: 0.4 * x, Guidance(5.0))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    grid = torch.linspace(1, 1 / steps, steps).tolist()
+
+    def theirs() -> torch.Tensor:
+        latents = x
+        scheduler.set_timesteps(sigmas=grid, mu=shift_mu(num_tokens))
+        scheduler.set_begin_index(0)  # as the pipeline does
+        for t in scheduler.timesteps:
+            latents = scheduler.step(velocity(latents, t[None]), t, latents, return_dict=False)[0]
+        return latents
+
+    def native() -> torch.Tensor:
+        def denoise(x, sigma):
+            return x - sigma[:, None, None, None] * velocity(x, sigma)
+
+        return comfy.k_diffusion.sampling.sample_euler(denoise, x, sigmas, disable=True)
+
+    return {
+        "ours": lambda: sample_euler(velocity, x, sigmas),
+        "diffusers": theirs,
+        "ComfyUI": native,
     }

@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 RESULTS = Path(__file__).resolve().parent / "results"
-BAR_HEIGHT, LABEL_WIDTH, WIDTH = 26, 430, 960
+BAR_HEIGHT, BARS_WIDTH = 26, 520
+MAX_BAR = 4.0  # the ratio where bars end; their figure says what they stand for
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ def less_is_better(
     return Row(id, what, ours, peer, peer_name, peer / ours, unit, command, hardware(), today)
 
 
+def fewer_is_better(id: str, what: str, ours: int, peer: int, peer_name: str, command: str) -> Row:
+    """Of counts that may be 0: the ratio is that of the counts plus one."""
+    row = less_is_better(id, what, ours + 1, peer + 1, peer_name, "", command)
+    return dataclasses.replace(row, ours=ours, peer=peer)
+
+
 def hardware() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -47,14 +54,14 @@ def hardware() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def write(name: str, rows: Iterable[Row], note: str) -> None:
-    """results/NAME.json, .md and .png."""
-    rows = list(rows)
-    RESULTS.mkdir(exist_ok=True)
+def write(name: str, rows: Iterable[Row], note: str, folder: Path | None = None) -> None:
+    """NAME.json, .md and .png in the folder, else in the results."""
+    rows, folder = list(rows), folder or RESULTS
+    folder.mkdir(exist_ok=True)
     entries = [dataclasses.asdict(row) for row in rows]
-    (RESULTS / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
-    (RESULTS / f"{name}.md").write_text(markdown(rows, note), "utf-8")
-    plot(rows).save(RESULTS / f"{name}.png")
+    (folder / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
+    (folder / f"{name}.md").write_text(markdown(rows, note), "utf-8")
+    plot(rows).save(folder / f"{name}.png")
 
 
 def markdown(rows: list[Row], note: str) -> str:
@@ -68,15 +75,17 @@ def markdown(rows: list[Row], note: str) -> str:
 
 def plot(rows: list[Row]) -> Image.Image:
     """A bar a row; the line is a ratio of 1."""
-    image = Image.new("RGB", (WIDTH, BAR_HEIGHT * (len(rows) + 1)), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    scale = (WIDTH - LABEL_WIDTH - 60) / max(1.2, *(row.ratio for row in rows))
-    for i, row in enumerate(rows):
-        top = BAR_HEIGHT // 2 + i * BAR_HEIGHT
-        draw.text((8, top + 4), f"{row.what}, beside {row.peer_name}", "black", font)
+    font = ImageFont.load_default(13)
+    labels = [f"{row.what}, beside {row.peer_name}" for row in rows]
+    left = int(max(font.getlength(label) for label in labels)) + 20
+    image = Image.new("RGB", (left + BARS_WIDTH, BAR_HEIGHT * (len(rows) + 1)), "white")
+    draw = ImageDraw.Draw(image)
+    scale = (BARS_WIDTH - 60) / max(1.2, *(min(row.ratio, MAX_BAR) for row in rows))
+    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top, right = BAR_HEIGHT // 2 + i * BAR_HEIGHT, left + scale * min(row.ratio, MAX_BAR)
+        draw.text((8, top + 4), label, "black", font)
         colour = "#1f4e9c" if row.ratio >= 1 else "#b05030"
-        draw.rectangle((LABEL_WIDTH, top + 3, LABEL_WIDTH + scale * row.ratio, top + BAR_HEIGHT - 3), colour)
-        draw.text((LABEL_WIDTH + scale * row.ratio + 6, top + 4), f"{row.ratio:.2f}", "black", font)
-    one = LABEL_WIDTH + scale
-    draw.line((one, 0, one, image.height), "#888888")
+        draw.rectangle((left, top + 3, right, top + BAR_HEIGHT - 3), colour)
+        draw.text((right + 6, top + 4), f"{row.ratio:.2f}", "black", font)
+    draw.line((left + scale, 0, left + scale, image.height), "#888888")
     return image

@@ -1,0 +1,269 @@
+"""What the GPU bench compares: the same weights in diffusers, in ComfyUI's own model and in ours.
+
+A step is one guided evaluation: the conditional and the unconditional velocity of one picture.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
+from pack import (
+    comfy,
+    core_cache,
+    diffusion_model,
+    latents,
+    low_precision,
+    patcher,
+    residual_cache,
+)
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from weights import Weights
+
+CFG = 5.0
+KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+Around = Callable[["Comfy"], contextlib.AbstractContextManager]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One picture's latents (2, C, H, W), twice the same; sigma (2,); text states (2, L, context_dim)."""
+
+    x: Tensor
+    sigma: Tensor
+    context: Tensor
+
+    @classmethod
+    def random(cls, config, side: int, device, dtype: torch.dtype) -> "Inputs":
+        """Of a picture of `side` pixels."""
+        generator = torch.Generator(device).manual_seed(side)
+        factory = {"generator": generator, "device": device, "dtype": dtype}
+        x = torch.randn(1, config.in_channels // 4, side // 8, side // 8, **factory).repeat(2, 1, 1, 1)
+        context = torch.randn(2, 256, config.context_dim, **factory)
+        return cls(x, torch.full((2,), 0.75, device=device), context)  # exact in bfloat16
+
+    @property
+    def side(self) -> int:
+        return 8 * self.x.shape[-1]
+
+
+class Diffusers:
+    """Its pipeline: two passes of one picture each."""
+
+    evaluations = 1
+
+    def __init__(self, config, weights: Weights, backend: str | None = None):
+        settings = config.to_diffusers()
+        settings.pop("_class_name")
+        with torch.device("meta"):
+            self.network = OvisImageTransformer2DModel(**settings).eval()
+        self.network.load_state_dict(weights.diffusers, assign=True)
+        if backend:
+            self.network.compile_repeated_blocks(fullgraph=True, backend=backend)
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+        self.pipeline = OvisImagePipeline(scheduler, None, None, None, self.network)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def stepper(self, inputs: Inputs) -> Callable[[], Tensor]:
+        tokens = latents.pack_latents(inputs.x)
+        like = {"device": tokens.device, "dtype": tokens.dtype}  # as the pipeline has the positions
+        ids = {
+            "img_ids": latents.image_ids(*inputs.x.shape[-2:]).to(**like),
+            "txt_ids": latents.text_ids(inputs.context.shape[1]).to(**like),
+        }
+
+        def step() -> Tensor:
+            with torch.no_grad():
+                passes = [
+                    self.network(
+                        hidden_states=tokens[i : i + 1],
+                        timestep=inputs.sigma[i : i + 1].to(tokens.dtype),
+                        encoder_hidden_states=inputs.context[i : i + 1],
+                        return_dict=False,
+                        **ids,
+                    )[0]
+                    for i in range(2)
+                ]
+            return torch.cat(passes)
+
+        return step
+
+    def velocity(self, inputs: Inputs) -> Tensor:
+        return latents.unpack_latents(self.stepper(inputs)(), *inputs.x.shape[-2:])
+
+    def image(self, inputs: Inputs, steps: int) -> Tensor:
+        """Packed latents of a whole run."""
+        return self.pipeline(
+            prompt_embeds=inputs.context[:1],
+            negative_prompt=None,
+            negative_prompt_embeds=inputs.context[1:],
+            guidance_scale=CFG,
+            height=inputs.side,
+            width=inputs.side,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+
+
+@dataclass
+class Comfy:
+    """A ComfyUI MODEL: one batch of two pictures, or two passes.
+
+    options: what its forwards find in transformer_options besides the MODEL's own. around: contexts that its
+    forwards run in. is_cached: every second evaluation skips what the residual cache can skip.
+    """
+
+    patcher: comfy.model_patcher.ModelPatcher
+    options: dict = field(default_factory=dict)
+    around: tuple[Around, ...] = ()
+    is_split: bool = False
+    is_cached: bool = False
+
+    @property
+    def network(self) -> nn.Module:
+        return self.patcher.model.diffusion_model
+
+    @property
+    def evaluations(self) -> int:
+        """In a call of what `stepper` returns."""
+        return 2 if self.is_cached else 1
+
+    def stepper(self, inputs: Inputs) -> Callable[[], Tensor]:
+        shared = {**self.patcher.model_options["transformer_options"], **self.options}
+        branches = ([0], [1]) if self.is_split else ([0, 1],)
+        parts = []
+        for branch in branches:
+            rows = slice(branch[0], branch[-1] + 1)
+            options = {"uuids": branch, "cond_or_uncond": branch}
+            parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
+        cache = None
+        if self.is_cached:
+            cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
+            shared[diffusion_model.RESIDUAL_CACHE] = cache
+
+        def evaluate() -> Tensor:
+            passes = [
+                self.network(*given, transformer_options={**shared, **options}) for given, options in parts
+            ]
+            return torch.cat(passes) if len(passes) > 1 else passes[0]
+
+        def step() -> Tensor:
+            with torch.inference_mode(), contextlib.ExitStack() as stack:
+                for context in self.around:
+                    stack.enter_context(context(self))
+                if cache is None:
+                    return evaluate()
+                cache.evaluate(1.0, evaluate)  # begins a run
+                return cache.evaluate(0.5, evaluate)
+
+        return step
+
+    def velocity(self, inputs: Inputs) -> Tensor:
+        return self.stepper(inputs)()
+
+    def image(self, inputs: Inputs, steps: int) -> Tensor:
+        """Latents of a whole run of ComfyUI's guider and sampler."""
+        model = self.patcher.clone()
+        model.model_options["transformer_options"].update(self.options)
+        if self.is_cached:
+            model = residual_cache.cached_model(model, math.inf, 4, 1, 0, print)
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds([[inputs.context[:1], {}]], [[inputs.context[1:], {}]])
+        guider.set_cfg(CFG)
+        noise = torch.randn(inputs.x[:1].shape, generator=torch.Generator().manual_seed(0))
+        sigmas = torch.linspace(1, 0, steps + 1)
+        with torch.inference_mode(), contextlib.ExitStack() as stack:
+            for context in self.around:
+                stack.enter_context(context(self))
+            sampler = comfy.samplers.sampler_object("euler")
+            return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
+
+
+def native_model(weights: Weights) -> comfy.model_patcher.ModelPatcher:
+    """ComfyUI's own, as its loader makes it, but for weights that stay where they are."""
+    state = dict(weights.ours)
+    management = comfy.model_management
+    config = comfy.model_detection.model_config_from_unet(state, "")
+    device, supported = management.get_torch_device(), config.supported_inference_dtypes
+    dtype = management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(state),
+    )
+    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported), device=device)
+    model = config.get_model(state, "", device="meta")
+    model.load_model_weights(state, "", assign=True)
+    return _loaded(
+        comfy.model_patcher.CoreModelPatcher(
+            model, load_device=device, offload_device=management.unet_offload_device()
+        )
+    )
+
+
+def our_model(config, weights: Weights, weight_format: str | None = None):
+    """Ours, as our loader makes it, but for weights that stay where they are."""
+    state = dict(weights.ours)
+    if weight_format:
+        state = low_precision.quantize_state(state, weight_format)
+    model_config = diffusion_model.OvisImageModelConfig({"config": config})
+    diffusion_model._choose_dtypes(model_config, state, None)
+    # Quantised layers take no memory before their weights come, and put those where they are made.
+    device = comfy.model_management.get_torch_device() if weight_format else "meta"
+    model = diffusion_model.OvisImageModel(model_config, device=device)
+    model.load_model_weights(state, assign=True)
+    return _loaded(patcher.patch_model(model))
+
+
+def _loaded(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """On its device as ComfyUI counts it, for good."""
+    comfy.model_management.load_models_gpu([model])
+    return model
+
+
+def kernel(name: str) -> Around:
+    """Forces ComfyUI's attention to a backend of torch's."""
+
+    @contextlib.contextmanager
+    def forced(_: Comfy) -> Iterator[None]:
+        def attention(*args, **kwargs):
+            with sdpa_kernel(KERNELS[name]):
+                return nn.functional.scaled_dot_product_attention(*args, **kwargs)
+
+        before = comfy.ops.scaled_dot_product_attention
+        comfy.ops.scaled_dot_product_attention = attention
+        try:
+            yield
+        finally:
+            comfy.ops.scaled_dot_product_attention = before
+
+    return forced
+
+
+def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
+    """An `optimized_attention_override` for q, k, v (B, H, L, D/H)."""
+    assert kwargs.get("skip_reshape")
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        out = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+    return out.transpose(1, 2).flatten(2)
+
+
+@contextlib.contextmanager
+def out_of_place(_: Comfy) -> Iterator[None]:
+    """Single blocks join attention and MLP by `cat`, as where a node watches their attention."""
+    attention = diffusion_model.PatchedAttention
+    before, attention.is_watched = attention.is_watched, True
+    try:
+        yield
+    finally:
+        attention.is_watched = before
+
+
+@contextlib.contextmanager
+def no_rotary_table(implementation: Comfy) -> Iterator[None]:
+    """The rotary table is made for every forward."""
+    implementation.network._tables.clear()
+    yield

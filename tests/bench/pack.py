@@ -1,0 +1,56 @@
+"""ComfyUI's `comfy` and the pack's adapters as modules, where no ComfyUI server runs.
+
+Of the folder COMFYUI_PATH only `comfy/` and node_helpers.py are needed.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+sys.path.append(os.environ["COMFYUI_PATH"])
+sys.path.append(str(ROOT / "tests"))
+from comfy.cli_args import args  # noqa: E402
+
+args.cpu = not torch.cuda.is_available()
+args.use_pytorch_cross_attention = True
+
+# The pack without its entry points, which need all of ComfyUI.
+for _name, _folder in (("ovis_image_pack", ROOT), ("ovis_image_pack.nodes", ROOT / "nodes")):
+    _package = ModuleType(_name)
+    _package.__path__ = [str(_folder)]
+    sys.modules[_name] = _package
+
+import comfy.model_detection  # noqa: E402
+import comfy.model_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.utils  # noqa: E402
+from ovis_image_pack.nodes.adapters import (  # noqa: E402
+    compilation,
+    diffusion_model,
+    low_precision,
+    patcher,
+    residual_cache,
+)
+from ovis_image_pack.ovis_core import latents, layouts, sampling, transformer  # noqa: E402
+from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
+
+__all__ = [
+    "comfy",
+    "compilation",
+    "core_cache",
+    "diffusion_model",
+    "latents",
+    "layouts",
+    "low_precision",
+    "patcher",
+    "residual_cache",
+    "sampling",
+    "transformer",
+]
