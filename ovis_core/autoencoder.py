@@ -7,6 +7,7 @@ FLUX's `ae.safetensors`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -137,7 +138,7 @@ class Encoder(nn.Module):
                 x = block(x)
             if hasattr(down, "downsample"):
                 x = down.downsample(x)
-        return self.conv_out(functional.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -168,7 +169,7 @@ class Decoder(nn.Module):
                 x = block(x)
             if hasattr(up, "upsample"):
                 x = up.upsample(x)
-        return self.conv_out(functional.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class Middle(nn.Module):
@@ -193,11 +194,11 @@ class ResBlock(nn.Module):
             self.nin_shortcut = ops.Conv2d(in_width, out_width, kernel_size=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
-        h = self.conv2(functional.silu(self.norm2(h)))
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
-        return x + h
+        return add(x, h)
 
 
 class AttentionBlock(nn.Module):
@@ -205,6 +206,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int, groups: int, ops: Ops, **factory):
         super().__init__()
+        self.attention: Attention = sdp_attention
         self.norm = group_norm(width, groups, ops, **factory)
         for name in ("q", "k", "v", "proj_out"):
             setattr(self, name, ops.Conv2d(width, width, kernel_size=1, **factory))
@@ -214,8 +216,8 @@ class AttentionBlock(nn.Module):
         q, k, v = (
             f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v)
         )  # (B, 1, HW, C)
-        h = functional.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h[:, 0].transpose(1, 2).reshape(x.shape))
+        h = self.attention(q, k, v)  # (B, HW, C)
+        return add(x, self.proj_out(h.transpose(1, 2).reshape(x.shape)))
 
 
 class Downsample(nn.Module):
@@ -234,6 +236,16 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def silu(x: Tensor) -> Tensor:
+    """Of a norm's output, which nobody needs again without gradients."""
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def add(x: Tensor, h: Tensor) -> Tensor:
+    """x and a convolution's output."""
+    return x + h if torch.is_grad_enabled() else h.add_(x)
 
 
 def res_blocks(

@@ -16,10 +16,10 @@ from ...ovis_core.checkpoint import AUTOENCODER, open_checkpoint
 from ...ovis_core.latents import LATENT_CHANNELS, VAE_FACTOR
 from .checks import check_finite
 
-# Bytes of activations per image pixel and byte of dtype. 515 and 768.25 are counted at the full size (a test
+# Bytes of activations per image pixel and byte of dtype. 512 and 640 are counted at the full size (a test
 # counts again); a quarter more is for what a device's kernels want. ComfyUI asks for 1767 and 2178.
-ENCODE_BYTES = 644
-DECODE_BYTES = 960
+ENCODE_BYTES = 640
+DECODE_BYTES = 800
 MIN_TILE = 64  # image pixels
 AMD_FACTOR = 2.73
 

@@ -7,20 +7,21 @@ from gpu_models import (
     Comfy,
     Diffusers,
     cudnn_override,
-    kernel,
+    in_one_part,
     native_model,
     no_rotary_table,
     our_model,
-    out_of_place,
 )
 from pack import compilation, low_precision
 from weights import Weights
 
 # What U0 is without one of its features, one at a time; `gpu_rows.NAMES` says which.
 ABLATIONS = {
-    "U0-flash": {"around": (kernel("flash"),)},
-    "U0-cudnn": {"around": (kernel("cudnn"),)},
-    "U0-cat": {"around": (out_of_place,)},
+    "U0-comfyui": {"options": {"ovis_attention": "comfyui"}},
+    "U0-flash": {"options": {"ovis_attention": "flash"}},
+    "U0-cudnn": {"options": {"ovis_attention": "cudnn"}},
+    "U0-table": {"is_tabulated": False},
+    "U0-parts": {"around": (in_one_part,)},
     "U0-rope": {"around": (no_rotary_table,)},
     "U0-split": {"is_split": True},
 }
@@ -63,13 +64,15 @@ class Implementations:
             case "N0c":
                 return replace(self.get("N0"), options={"optimized_attention_override": cudnn_override})
             case "U0":
-                return Comfy(our_model(self.config, self.weights))
+                return Comfy(our_model(self.config, self.weights), is_tabulated=True)
             case "U1":
                 return self._compiled(self.get("U0"))
             case "U2":
                 return replace(self.get("U1"), is_split=True)
             case "U3":
-                return self._compiled(Comfy(our_model(self.config, self.weights, low_precision.FP8)))
+                return self._compiled(
+                    Comfy(our_model(self.config, self.weights, low_precision.FP8), is_tabulated=True)
+                )
             case "U5":
                 return replace(self.get("U1"), is_cached=True)
         raise KeyError(id)

@@ -15,7 +15,9 @@ from pack import (
     core_cache,
     diffusion_model,
     latents,
+    layers,
     low_precision,
+    modulation,
     patcher,
     residual_cache,
 )
@@ -24,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weights import Weights
 
 CFG = 5.0
-KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+SIGMAS = [step / 48 for step in range(1, 49)]  # a schedule with the sigma of the steps, exactly
 Around = Callable[["Comfy"], contextlib.AbstractContextManager]
 
 
@@ -114,7 +116,8 @@ class Comfy:
     """A ComfyUI MODEL: one batch of two pictures, or two passes.
 
     options: what its forwards find in transformer_options besides the MODEL's own. around: contexts that its
-    forwards run in. is_cached: every second evaluation skips what the residual cache can skip.
+    forwards run in. is_cached: every second evaluation skips what the residual cache can skip. is_tabulated:
+    modulation comes from a table.
     """
 
     patcher: comfy.model_patcher.ModelPatcher
@@ -122,6 +125,7 @@ class Comfy:
     around: tuple[Around, ...] = ()
     is_split: bool = False
     is_cached: bool = False
+    is_tabulated: bool = False
 
     @property
     def network(self) -> nn.Module:
@@ -140,6 +144,9 @@ class Comfy:
             rows = slice(branch[0], branch[-1] + 1)
             options = {"uuids": branch, "cond_or_uncond": branch}
             parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
+        if self.is_tabulated:
+            is_read = inputs.sigma.device.type == "cpu"
+            shared[modulation.MODULATION_RUN] = modulation.ModulationRun(SIGMAS, "bench", is_read)
         cache = None
         if self.is_cached:
             cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
@@ -169,6 +176,8 @@ class Comfy:
         """Latents of a whole run of ComfyUI's guider and sampler."""
         model = self.patcher.clone()
         model.model_options["transformer_options"].update(self.options)
+        if not self.is_tabulated:
+            model.remove_wrappers_with_key("outer_sample", modulation.MODULATION_RUN)
         if self.is_cached:
             model = residual_cache.cached_model(model, math.inf, 4, 1, 0, print)
         guider = comfy.samplers.CFGGuider(model)
@@ -215,32 +224,15 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
     device = comfy.model_management.get_torch_device() if weight_format else "meta"
     model = diffusion_model.OvisImageModel(model_config, device=device)
     model.load_model_weights(state, assign=True)
-    return _loaded(patcher.patch_model(model))
+    ours = patcher.patch_model(model)
+    modulation.tabulate(ours)
+    return _loaded(ours)
 
 
 def _loaded(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
     """On its device as ComfyUI counts it, for good."""
     comfy.model_management.load_models_gpu([model])
     return model
-
-
-def kernel(name: str) -> Around:
-    """Forces ComfyUI's attention to a backend of torch's."""
-
-    @contextlib.contextmanager
-    def forced(_: Comfy) -> Iterator[None]:
-        def attention(*args, **kwargs):
-            with sdpa_kernel(KERNELS[name]):
-                return nn.functional.scaled_dot_product_attention(*args, **kwargs)
-
-        before = comfy.ops.scaled_dot_product_attention
-        comfy.ops.scaled_dot_product_attention = attention
-        try:
-            yield
-        finally:
-            comfy.ops.scaled_dot_product_attention = before
-
-    return forced
 
 
 def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
@@ -252,14 +244,14 @@ def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
 
 
 @contextlib.contextmanager
-def out_of_place(_: Comfy) -> Iterator[None]:
-    """Single blocks join attention and MLP by `cat`, as where a node watches their attention."""
-    attention = diffusion_model.PatchedAttention
-    before, attention.is_watched = attention.is_watched, True
+def in_one_part(_: Comfy) -> Iterator[None]:
+    """Single blocks take all their tokens at once."""
+    block = layers.SingleStreamBlock
+    before, block._in_parts = block._in_parts, block._at_once
     try:
         yield
     finally:
-        attention.is_watched = before
+        block._in_parts = before
 
 
 @contextlib.contextmanager

@@ -21,9 +21,11 @@ NAMES = {
     "U2": "ours, compiled, guidance in two passes",
     "U3": "ours, compiled, fp8 weights",
     "U5": "ours, compiled, every second step skipped",
+    "U0-comfyui": "ours, eager, attention as ComfyUI chooses it",
     "U0-flash": "ours, eager, FlashAttention forced",
     "U0-cudnn": "ours, eager, cuDNN attention forced",
-    "U0-cat": "ours, eager, nothing written in place",
+    "U0-table": "ours, eager, modulation computed every time",
+    "U0-parts": "ours, eager, single blocks in one part",
     "U0-rope": "ours, eager, rotary table made every time",
     "U0-split": "ours, eager, guidance in two passes",
 }

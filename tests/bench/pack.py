@@ -35,10 +35,11 @@ from ovis_image_pack.nodes.adapters import (  # noqa: E402
     compilation,
     diffusion_model,
     low_precision,
+    modulation,
     patcher,
     residual_cache,
 )
-from ovis_image_pack.ovis_core import latents, layouts, sampling, transformer  # noqa: E402
+from ovis_image_pack.ovis_core import latents, layers, layouts, sampling, transformer  # noqa: E402
 from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
 
 __all__ = [
@@ -47,8 +48,10 @@ __all__ = [
     "core_cache",
     "diffusion_model",
     "latents",
+    "layers",
     "layouts",
     "low_precision",
+    "modulation",
     "patcher",
     "residual_cache",
     "sampling",

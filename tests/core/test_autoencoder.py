@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional
 
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig, denormalize, normalize
 
@@ -27,3 +28,27 @@ def test_normalization_is_the_files_and_inverts():
 def test_released_autoencoder_has_the_reported_number_of_parameters():
     model = Autoencoder(AutoencoderConfig(), device="meta")
     assert sum(p.numel() for p in model.parameters()) == 83_819_683
+
+
+def test_the_middle_asks_the_attention_that_it_was_given():
+    calls = []
+
+    def attention(q, k, v):
+        calls.append(q.shape)
+        return functional.scaled_dot_product_attention(q, k, v)[:, 0]
+
+    config = AutoencoderConfig(channels=(32, 32), num_res_blocks=1)
+    network = Autoencoder(config, attention=attention)
+    image = network.decode(torch.zeros(2, 16, 4, 6))
+    network.encode(image)
+    assert calls == [(2, 1, 24, 32)] * 2
+
+
+def test_with_and_without_gradients_the_picture_is_the_same():
+    torch.manual_seed(0)
+    network = Autoencoder(AutoencoderConfig(channels=(32, 32), num_res_blocks=1))
+    latents = torch.randn(1, 16, 4, 4)
+    expected = network.decode(latents)
+    expected.sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(network.decode(latents), expected.detach())
