@@ -106,10 +106,11 @@ def test(arguments: list[str]) -> int:
     selection = [] if any((ROOT / path).exists() for path in paths) else ["tests"]
     # `python -m pytest` would put the repository root on sys.path, where our `nodes` hides ComfyUI's.
     pytest = ["-c", "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())"]
+    workers = [] if arguments else ["-n", "2", "--dist", "loadfile"]  # two files at a time
     steps = (
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
-        [*pytest, "-c", "tests/pytest.ini", *selection, *arguments],
+        [*pytest, "-c", "tests/pytest.ini", *workers, *selection, *arguments],
     )
     codes = [call([python, *step], comfyui) for step in steps]
     if not any(shutil.which(browser) for browser in BROWSERS):

@@ -1,11 +1,15 @@
 """What every test may ask for: the small model, the real tokenizer, and `ovis_core` importable by name."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads of several processes wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How fast a machine is decides no test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

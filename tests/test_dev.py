@@ -243,9 +243,11 @@ def test_all_checks_run_and_the_first_failure_counts(
     assert "apt install chromium" in remedy
 
     (tmp_path / "chromium").touch(0o755)
-    codes = iter([0, 0, 0])
+    codes = iter([0] * 6)
     assert dev.main(["test", "tests/test_dev.py::test_x"]) == 0
     assert commands[5][-2:] == ["tests/pytest.ini", "tests/test_dev.py::test_x"]
+    assert dev.main(["test"]) == 0
+    assert commands[8][-6:] == ["tests/pytest.ini", "-n", "2", "--dist", "loadfile", "tests"]
     assert "browser" not in capsys.readouterr().out
 
 

@@ -89,9 +89,7 @@ def test_samplers_that_leave_the_schedule(sample, plain, modulation, way, sample
     assert torch.equal(again, samples)
 
 
-def test_all_other_stock_samplers_keep_to_the_schedule_or_are_found_out(
-    sample, model, plain, monkeypatch
-):
+def test_all_other_stock_samplers_keep_to_the_schedule_or_are_found_out(sample, model, plain, monkeypatch):
     import comfy.samplers
 
     monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: False)
