@@ -29,6 +29,7 @@ class TrainConfig:
     lr: float = 1e-3
     warmup_steps: int = 200
     decay: Decay = "cosine"  # how the learning rate falls to 0 at the last step
+    restarts: tuple[int, ...] = ()  # steps before the last at which it has fallen too, and starts anew
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01  # of matrices only
     max_grad_norm: float = 1.0
@@ -40,7 +41,9 @@ class TrainConfig:
 
     def lr_at(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        rest = max(0.0, 1 - step / self.steps)
+        begin = max((restart for restart in self.restarts if restart <= step), default=0)
+        end = min((restart for restart in self.restarts if restart > step), default=self.steps)
+        rest = max(0.0, 1 - (step - begin) / (end - begin))
         falling = {
             "cosine": 0.5 - 0.5 * math.cos(math.pi * rest),
             "linear end": min(1.0, 5 * rest),

@@ -83,7 +83,7 @@ def check_layout(editor) -> None:
     """No node covers another or a group's edge. Nodes 2.0 gives nodes their real heights."""
     nodes, groups = editor.evaluate(BOXES)
     for a, b in itertools.combinations(nodes, 2):
-        assert apart(a, b), f"{a['title']} covers {b['title']}"
+        assert apart(a, b), f"{a} covers {b}"
     for node, group in itertools.product(nodes, groups):
         assert apart(node, group) or inside(node, group), f"{node['title']} stands on an edge of {group}"
 

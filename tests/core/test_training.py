@@ -175,6 +175,10 @@ def test_learning_rates_warm_up_and_fall():
     assert late.lr_at(99) == pytest.approx(0.05)
     longer = replace(late, steps=200)  # the same until the shorter one ends
     assert [late.lr_at(step) for step in range(80)] == [longer.lr_at(step) for step in range(80)]
+    again = replace(longer, restarts=(100,))  # the same run, then one more
+    assert [again.lr_at(step) for step in range(100)] == [late.lr_at(step) for step in range(100)]
+    assert again.lr_at(100) == again.lr_at(150) == 1.0
+    assert again.lr_at(longer.steps - 1) == pytest.approx(5 / (longer.steps - 100))
 
 
 @torch.no_grad()
