@@ -106,11 +106,17 @@ def test(arguments: list[str]) -> int:
     selection = [] if any((ROOT / path).exists() for path in paths) else ["tests"]
     # `python -m pytest` would put the repository root on sys.path, where our `nodes` hides ComfyUI's.
     pytest = ["-c", "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())"]
-    workers = [] if arguments else ["-n", "2", "--dist", "loadfile"]  # two files at a time
+    pytest += ["-c", "tests/pytest.ini"]
+    if arguments:
+        runs = [[*selection, *arguments]]
+    else:
+        # Two files at a time, but for those that make a page together.
+        together = sorted(map(str, (ROOT / "tests").glob("*/test_stock_*.py")))
+        runs = [["-n", "2", "--dist", "loadfile", "--ignore-glob=*/test_stock_*", "tests"], together]
     steps = (
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
-        [*pytest, "-c", "tests/pytest.ini", *workers, *selection, *arguments],
+        *([*pytest, *run] for run in runs),
     )
     codes = [call([python, *step], comfyui) for step in steps]
     if not any(shutil.which(browser) for browser in BROWSERS):

@@ -243,11 +243,13 @@ def test_all_checks_run_and_the_first_failure_counts(
     assert "apt install chromium" in remedy
 
     (tmp_path / "chromium").touch(0o755)
-    codes = iter([0] * 6)
+    codes = iter([0] * 7)
     assert dev.main(["test", "tests/test_dev.py::test_x"]) == 0
     assert commands[5][-2:] == ["tests/pytest.ini", "tests/test_dev.py::test_x"]
     assert dev.main(["test"]) == 0
-    assert commands[8][-6:] == ["tests/pytest.ini", "-n", "2", "--dist", "loadfile", "tests"]
+    two_at_a_time, together = commands[8:]
+    assert two_at_a_time[-6:] == ["-n", "2", "--dist", "loadfile", "--ignore-glob=*/test_stock_*", "tests"]
+    assert {Path(path).name for path in together[4:]} >= {"test_stock_table.py", "test_stock_lora.py"}
     assert "browser" not in capsys.readouterr().out
 
 
