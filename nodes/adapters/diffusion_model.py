@@ -242,8 +242,8 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Mapping | None = None) -> float:
         """Bytes of activations that a forward of latents (B, C, H, W) takes at its peak.
 
-        Counted at the full size (a test counts again), with some room. ComfyUI's estimate for FLUX is 1.9
-        times that, so that models are put off the device, and guidance is cut in two, without need.
+        Counted at the full size (a test counts again), with some room. By ComfyUI's estimate for FLUX, which
+        is almost three times that, models are put off the device, and guidance is cut in two, without need.
         """
         management = comfy.model_management
         if not (management.xformers_enabled() or management.pytorch_attention_flash_attention()):

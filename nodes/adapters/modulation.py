@@ -122,13 +122,7 @@ class ModulationTable:
         """-> (N, V), one layer's weights after the other."""
         times = timestep_embedding(torch.tensor(sigmas, device=device), TIME_DIM)
         x = functional.silu(self.network.time_in(times.to(dtype)))
-        values = sum(layer.out_features for layer in self.layers.values())
-        table = torch.empty(len(sigmas), values, dtype=dtype, device=device)
-        start = 0
-        for plain, layer in zip(self.plain, self.layers.values(), strict=True):
-            table[:, start : start + layer.out_features] = plain(x)
-            start += layer.out_features
-        return table
+        return torch.cat([plain(x) for plain in self.plain], dim=1)
 
 
 def modulation_layers(network: nn.Module) -> dict[str, nn.Module]:

@@ -7,8 +7,6 @@ the CPU and a smoke signal only: they say nothing about a GPU. How many forwards
 is counted on the model in the pack.
 """
 
-import logging
-import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 from meter import Meter
 from networks import FULL, PEERS, SMALL, Forward, decoders, forwards, samplers
+from reports import counting
 from table import Row, fewer_is_better, less_is_better, markdown, write
 from timer import interleaved
 from weights import relative_error
@@ -94,30 +93,15 @@ def agreeing() -> Iterator[Row]:
 def cached() -> Iterator[Row]:
     """Forwards computed of the pack's model, 20 steps at cfg 4, some prompts together."""
     pipeline = load_pipeline(NANO, dtype=torch.float32)
-    log, reports = logging.getLogger("ovis_core.pipeline"), Reports()
-    log.setLevel(logging.INFO)
-    log.addHandler(reports)
     for threshold in THRESHOLDS:
-        reports.computed = reports.forwards = 0
-        for seed, prompt in enumerate(PROMPTS):
-            pipeline.sample(
-                prompt, "", 128, 128, 20, 4.0, seed, "euler", cache=CacheSettings(threshold=threshold)
-            )
+        with counting() as reports:
+            for seed, prompt in enumerate(PROMPTS):
+                pipeline.sample(
+                    prompt, "", 128, 128, 20, 4.0, seed, "euler", cache=CacheSettings(threshold=threshold)
+                )
         what = f"forwards of the Nano, cache threshold {threshold}"
         figures = reports.computed, reports.forwards, "without the cache", "", COMMAND
         yield less_is_better(f"cache-{threshold}", what, *figures)
-    log.removeHandler(reports)
-
-
-class Reports(logging.Handler):
-    """Adds up the pipeline's reports of forwards computed."""
-
-    computed = forwards = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if found := re.fullmatch(r"(\d+) of (\d+) forwards computed", record.getMessage()):
-            self.computed += int(found[1])
-            self.forwards += int(found[2])
 
 
 def measure(run: Forward) -> Meter:

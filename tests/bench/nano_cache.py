@@ -8,12 +8,11 @@ renderer's fonts. Not a test: it measures, prints, and writes results/nano_cache
 
 import argparse
 import json
-import logging
-import re
 from pathlib import Path
 
 import torch
 from nano_text import ROOT, conditions, held_out_examples, judged
+from reports import counting
 
 from ovis_core.lettering.ocr import RapidReader
 from ovis_core.pipeline import load_pipeline
@@ -28,19 +27,6 @@ SETTINGS = {
 }
 
 
-class Reports(logging.Handler):
-    """Counts the pipeline's reports of forwards computed."""
-
-    def __init__(self):
-        super().__init__(logging.INFO)
-        self.computed = self.forwards = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if found := re.fullmatch(r"(\d+) of (\d+) forwards computed", record.getMessage()):
-            self.computed += int(found[1])
-            self.forwards += int(found[2])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what the cache costs in legibility.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")
@@ -51,20 +37,15 @@ def main() -> None:
 
     pipeline, read = load_pipeline(args.model, dtype=torch.float32), RapidReader()
     examples = held_out_examples(args.prompts, seed=2)
-    log = logging.getLogger("ovis_core.pipeline")
-    log.setLevel(logging.INFO)
     rows, exact = [], None
     for name, settings in SETTINGS.items():
-        reports = Reports()
-        log.addHandler(reports)
         width, height = examples[0].image.size
-        made = torch.cat(
-            [
+        with counting() as reports:
+            images = [
                 pipeline(e.caption, "", width, height, args.steps, args.cfg, seed=number, cache=settings)
                 for number, e in enumerate(examples)
             ]
-        )
-        log.removeHandler(reports)
+        made = torch.cat(images)
         exact = made if exact is None else exact
         error = (made - exact).square().mean((1, 2, 3))
         figures, _ = judged(examples, [to_image(image) for image in made], read)
