@@ -110,7 +110,7 @@ CPU_RECIPE = Recipe(
     autoencoder=AutoencoderTrainConfig(steps=1200),
     autoencoder_batch=16,
     autoencoder_crop=64,
-    decoder=AutoencoderTrainConfig(steps=1000, seed=1, warmup_steps=20),
+    decoder=AutoencoderTrainConfig(steps=3000, seed=1, warmup_steps=20),
     train=TrainConfig(
         steps=4_500,
         warmup_steps=200,
