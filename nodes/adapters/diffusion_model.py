@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...ovis_core.checkpoint import TRANSFORMER, Checkpoint, open_checkpoint
 from ...ovis_core.latents import PATCH_SIZE
+from ...ovis_core.layers import num_parts
 from ...ovis_core.lora import parameter_shapes
 from ...ovis_core.prompt import CONTEXT_TOKENS
 from ...ovis_core.residual_cache import CachedForward
@@ -43,9 +44,8 @@ WEIGHT_DTYPES = {
 }
 WeightDtype = torch.dtype | str | None  # text for a format of ComfyUI's mixed-precision layers
 
-# Values a token at the peak, in hidden sizes: 13.1 are counted. Compiled blocks do not work in parts.
-ACTIVATIONS = 14
-ACTIVATIONS_COMPILED = 22
+# Values a token at the peak, in hidden sizes, by the parts that single blocks work in. Compiled ones do not.
+ACTIVATIONS = {1: 22, 2: 18, 3: 15, 4: 14}
 
 # What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
 RESIDUAL_CACHE = "ovis_residual_cache"
@@ -251,7 +251,7 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         batch, _, *sides = input_shape
         num_tokens = math.prod(-(-side // PATCH_SIZE) for side in sides) + CONTEXT_TOKENS
         options = self.current_patcher.model_options["transformer_options"] if self.current_patcher else {}
-        values = ACTIVATIONS_COMPILED if BLOCK_RUNNER in options else ACTIVATIONS
+        values = ACTIVATIONS[1 if BLOCK_RUNNER in options else num_parts(batch, num_tokens)]
         size = self.diffusion_model.config.hidden_size * management.dtype_size(self.get_dtype_inference())
         return batch * num_tokens * values * size
 

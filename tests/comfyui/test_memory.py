@@ -28,7 +28,9 @@ def peak(run) -> int:
     return meter.peak_bytes
 
 
-@pytest.mark.parametrize(("side", "batch"), [(512, 1), (1024, 2), (1536, 1)])
+@pytest.mark.parametrize(
+    ("side", "batch"), [(512, 1), (512, 2), (768, 2), (1024, 1), (1280, 1), (1024, 2), (1536, 1)]
+)
 def test_models_estimate_holds_its_peak(pack, model, monkeypatch, side, batch):
     adapter = pack("nodes.adapters.diffusion_model")
     config = pack("ovis_core.transformer").TransformerConfig()
