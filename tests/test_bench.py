@@ -53,6 +53,16 @@ def test_peak_memory_counts_what_lives_at_once(meter):
     assert sum(counted.operators.values()) == 5
 
 
+def test_weights_read_are_counted_once_and_views_not_at_all(meter):
+    layer, unused = (torch.nn.Linear(10, 20, bias=False, device="meta") for _ in range(2))
+    x = torch.empty(5, 10, device="meta")
+    with meter.Meter() as counted, torch.no_grad():
+        layer(x)
+        layer(x + 1)
+        unused.weight.t()
+    assert counted.given_bytes == 4 * (10 * 20 + 5 * 10)
+
+
 def test_waits_are_numbers_read_and_copies_across_devices(meter):
     x = torch.ones(3)
     with meter.Meter() as counted:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from meter import Meter
-from networks import FULL, PEERS, SMALL, Forward, decoders, forwards, samplers
+from networks import FULL, PEERS, SMALL, Forward, decoders, forwards, samplers, tabulated
 from reports import counting
 from table import Row, fewer_is_better, less_is_better, markdown, write
 from timer import interleaved
@@ -39,7 +39,7 @@ NOTE = (
 
 
 def main() -> None:
-    rows = [*counted(), *decoded(), *waiting(), *agreeing(), *cached(), *timed()]
+    rows = [*counted(), *touched(), *decoded(), *waiting(), *agreeing(), *cached(), *timed()]
     write("cpu", rows, NOTE)
     print(markdown(rows, NOTE))
 
@@ -57,6 +57,17 @@ def counted() -> Iterator[Row]:
             ):
                 figures = value(ours), value(theirs), peer, unit, COMMAND
                 yield less_is_better(f"{id}-{side}-{peer}", f"{what}, {side}x{side}", *figures)
+
+
+def touched() -> Iterator[Row]:
+    """By the pack's model in ComfyUI, where a schedule's modulation is computed before the first step."""
+    side = 1024
+    peers = forwards(FULL, 2, side // 8, side // 8, "meta", torch.bfloat16)
+    ours = measure(tabulated(FULL, 2, side // 8, side // 8)).given_bytes / 2**30
+    for peer in PEERS:
+        theirs = measure(peers[peer]).given_bytes / 2**30
+        what = f"weights read a step, {side}x{side}"
+        yield less_is_better(f"weights-{peer}", what, ours, theirs, peer, "GiB", COMMAND)
 
 
 def decoded() -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections import Counter
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
 class Meter(TorchDispatchMode):
-    """Floating point operations, operators, how often the host waits for the device, and the bytes of tensors
-    alive at once that were made inside.
+    """Floating point operations, operators, how often the host waits for the device, the bytes of tensors
+    alive at once that were made inside, and the bytes of those read that were not: weights and inputs.
 
     Waits are numbers read by the host, and copies from one device to another. Attention is counted as a fused
     kernel: two matrix products, and no table of all pairs in memory.
@@ -29,6 +30,11 @@ class Meter(TorchDispatchMode):
         self.operators: Counter[str] = Counter()
         self.bytes = self.peak_bytes = 0
         self._owners: dict[int, int] = {}  # storage: how many tensors made inside share it
+        self._given: dict[int, int] = {}  # storage: its bytes
+
+    @property
+    def given_bytes(self) -> int:
+        return sum(self._given.values())
 
     def __enter__(self):
         self.attention = _FusedAttention(self)
@@ -51,15 +57,18 @@ class Meter(TorchDispatchMode):
             weight = args[1]
             self.flops += 2 * out.numel() * weight[0].numel()
         self.waits += name in WAITING or _is_copy_across(name, args, out)
-        known = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-        }
+        storages = [
+            leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        ]
+        known = {storage._cdata: storage.nbytes() for storage in storages}
+        if not function.is_view:
+            self._given |= {key: size for key, size in known.items() if key not in self._owners}
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._own(leaf, known)
         return out
 
-    def _own(self, tensor: Tensor, known: set[int]) -> None:
+    def _own(self, tensor: Tensor, known: Collection[int]) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._owners:

@@ -18,6 +18,7 @@ import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.model  # noqa: E402
 import comfy.model_detection  # noqa: E402
 import comfy.ops  # noqa: E402
+import pack  # noqa: E402
 import tiny_model  # noqa: E402
 from diffusers import (  # noqa: E402
     AutoencoderKL,
@@ -81,6 +82,21 @@ def forwards(
         "diffusers": lambda: unpack_latents(theirs(**packed).sample, height, width),
         "ComfyUI": lambda: native(x, sigma, context, None, None),
     }
+
+
+def tabulated(config: TransformerConfig, batch: int, height: int, width: int) -> Forward:
+    """A forward as the pack's sampling runs take it, bfloat16 without data; modulation comes from a table."""
+    factory = {"device": "meta", "dtype": torch.bfloat16}
+    network = pack.diffusion_model.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
+    x = torch.randn(batch, 16, height, width, **factory)
+    context = torch.randn(batch, 256, config.context_dim, **factory)
+    sigma = torch.full((batch,), 0.75, device="meta")
+
+    def forward() -> torch.Tensor:
+        run = pack.modulation.ModulationRun([0.75], "the same weights", is_read=False)
+        return network(x, sigma, context, transformer_options={pack.modulation.MODULATION_RUN: run})
+
+    return forward
 
 
 def decoders(height: int, width: int) -> dict[str, Forward]:
