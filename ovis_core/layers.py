@@ -2,8 +2,10 @@
 
 B batch, L tokens (text first, then image), D hidden, H heads. Names follow FLUX. Two seams enter here:
 `ops`, the namespace that Linear, LayerNorm and RMSNorm come from (`torch.nn`, or ComfyUI's for casting,
-offloading and quantised weights), and `attention`, a function of q, k, v. One whose attribute `is_watched` is
-true lets others see q, k and v, which then stay as they are.
+offloading and quantised weights), and `attention`, a function of q, k, v and the rotary table. One whose
+attribute `is_watched` is true lets others see q, k and v, which then stay as they are; one whose
+`takes_rotated` is true also takes q and k that are rotated already, and None for the table. `AdaLayerNorm`
+and `QKNorm` may be given a kernel that does all they do at once.
 
 Residuals are added out of place: an in-place add would overwrite what gradient checkpointing needs for the
 backward pass.
@@ -38,9 +40,9 @@ class DoubleStreamBlock(nn.Module):
         super().__init__()
         for stream in ("img", "txt"):
             setattr(self, f"{stream}_mod", Modulation(hidden_size, 6, ops, **factory))
-            setattr(self, f"{stream}_norm1", layer_norm(hidden_size, ops, **factory))
+            setattr(self, f"{stream}_norm1", AdaLayerNorm())
             setattr(self, f"{stream}_attn", SelfAttention(hidden_size, num_heads, ops, **factory))
-            setattr(self, f"{stream}_norm2", layer_norm(hidden_size, ops, **factory))
+            setattr(self, f"{stream}_norm2", AdaLayerNorm())
             setattr(self, f"{stream}_mlp", SwiGLU(hidden_size, mlp_size, ops, **factory))
 
     def forward(
@@ -50,23 +52,22 @@ class DoubleStreamBlock(nn.Module):
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(vec)
 
-        img_qkv = self.img_attn.project(modulate(self.img_norm1(img), img_shift1, img_scale1))
-        txt_qkv = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_shift1, txt_scale1))
+        early = self.img_attn.norm.rotates(attention)
+        num_text = txt.shape[1]
+        txt_pe, img_pe = (pe[:, :, :num_text], pe[:, :, num_text:]) if early else (None, None)
+        img_qkv = self.img_attn.project(self.img_norm1(img, img_shift1, img_scale1), img_pe)
+        txt_qkv = self.txt_attn.project(self.txt_norm1(txt, txt_shift1, txt_scale1), txt_pe)
         q, k, v = (torch.cat(streams, dim=2) for streams in zip(txt_qkv, img_qkv, strict=True))
         del img_qkv, txt_qkv  # memory that is wanted again at once
-        attn = attention(q, k, v, pe)  # (B, L, D), from (B, H, L, D/H) three times
+        attn = attention(q, k, v, None if early else pe)  # (B, L, D), from (B, H, L, D/H) three times
         del q, k, v
-        txt_attn, img_attn = attn[:, : txt.shape[1]], attn[:, txt.shape[1] :]
+        txt_attn, img_attn = attn[:, :num_text], attn[:, num_text:]
 
         img = torch.addcmul(img, img_gate1, self.img_attn.proj(img_attn))
-        img = torch.addcmul(
-            img, img_gate2, self.img_mlp(modulate(self.img_norm2(img), img_shift2, img_scale2))
-        )
+        img = torch.addcmul(img, img_gate2, self.img_mlp(self.img_norm2(img, img_shift2, img_scale2)))
 
         txt = torch.addcmul(txt, txt_gate1, self.txt_attn.proj(txt_attn))
-        txt = torch.addcmul(
-            txt, txt_gate2, self.txt_mlp(modulate(self.txt_norm2(txt), txt_shift2, txt_scale2))
-        )
+        txt = torch.addcmul(txt, txt_gate2, self.txt_mlp(self.txt_norm2(txt, txt_shift2, txt_scale2)))
         return clip_fp16(img), clip_fp16(txt)
 
 
@@ -79,7 +80,7 @@ class SingleStreamBlock(nn.Module):
         self.mlp_size = mlp_size
         self.num_heads = num_heads
         self.modulation = Modulation(hidden_size, 3, ops, **factory)
-        self.pre_norm = layer_norm(hidden_size, ops, **factory)
+        self.pre_norm = AdaLayerNorm()
         self.linear1 = ops.Linear(hidden_size, 3 * hidden_size + 2 * mlp_size, **factory)
         self.norm = QKNorm(hidden_size // num_heads, ops, **factory)
         self.linear2 = ops.Linear(hidden_size + mlp_size, hidden_size, **factory)
@@ -87,14 +88,14 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """x (B, L, D), vec (B, D), pe from `EmbedND` -> (B, L, D)."""
         shift, scale, gate = self.modulation(vec)
-        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or num_parts(*x.shape[:2]) == 1
-        run = self._at_once if whole else self._in_parts
+        run = self._in_parts if is_inference() and num_parts(*x.shape[:2]) > 1 else self._at_once
         return clip_fp16(torch.addcmul(x, gate, self.linear2(run(x, shift, scale, pe, attention))))
 
     def _at_once(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """-> what linear2 takes: attn and mlp side by side (B, L, D + mlp size). Differentiable."""
-        q, k, v, mlp, mlp_gate = self._project(x, shift, scale)
-        return torch.cat((attention(q, k, v, pe), swiglu(mlp_gate, mlp)), dim=-1)
+        early, late = (pe, None) if self.norm.rotates(attention) else (None, pe)
+        q, k, v, mlp, mlp_gate = self._project(x, shift, scale, early)
+        return torch.cat((attention(q, k, v, late), swiglu(mlp_gate, mlp)), dim=-1)
 
     def _in_parts(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """The same in 13 hidden sizes a token instead of 21: linear1's rows, 11, never exist whole."""
@@ -102,24 +103,25 @@ class SingleStreamBlock(nn.Module):
         joined = x.new_empty(batch, length, hidden + self.mlp_size)
         q, k = x.new_empty(2, batch, self.num_heads, length, hidden // self.num_heads)
         v = joined[..., :hidden].unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # where attn will be
+        early = self.norm.rotates(attention)
         size = -(-length // num_parts(batch, length))
         for part in (slice(start, start + size) for start in range(0, length, size)):
             q[:, :, part], k[:, :, part], v[:, :, part], mlp, mlp_gate = self._project(
-                x[:, part], shift, scale
+                x[:, part], shift, scale, pe[:, :, part] if early else None
             )
             torch.mul(functional.silu(mlp_gate, inplace=True), mlp, out=joined[:, part, hidden:])
             del mlp, mlp_gate  # before the next part's are made
         if getattr(attention, "is_watched", False):
             v = v.clone()
-        joined[..., :hidden] = attention(q, k, v, pe)
+        joined[..., :hidden] = attention(q, k, v, None if early else pe)
         return joined
 
-    def _project(self, x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        """(B, L, D) -> normed q, normed k and v (B, H, L, D/H), mlp and its gate (B, L, mlp size)."""
-        rows = self.linear1(modulate(self.pre_norm(x), shift, scale))
+    def _project(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor | None) -> tuple[Tensor, ...]:
+        """(B, L, D) -> q, k as of `QKNorm` and v (B, H, L, D/H), mlp and its gate (B, L, mlp size)."""
+        rows = self.linear1(self.pre_norm(x, shift, scale))
         qkv, mlp, mlp_gate = rows.split((3 * self.hidden_size, self.mlp_size, self.mlp_size), dim=-1)
         q, k, v = split_heads(qkv, self.num_heads)
-        return *self.norm(q, k), v, mlp, mlp_gate
+        return *self.norm(q, k, pe), v, mlp, mlp_gate
 
 
 class LastLayer(nn.Module):
@@ -127,7 +129,7 @@ class LastLayer(nn.Module):
 
     def __init__(self, hidden_size: int, out_channels: int, ops: Ops, **factory):
         super().__init__()
-        self.norm_final = layer_norm(hidden_size, ops, **factory)
+        self.norm_final = AdaLayerNorm()
         self.linear = ops.Linear(hidden_size, out_channels, **factory)
         # A Sequential only because the released files call the linear `adaLN_modulation.1`.
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(hidden_size, 2 * hidden_size, **factory))
@@ -135,7 +137,7 @@ class LastLayer(nn.Module):
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """x (B, L, D), vec (B, D) -> (B, L, out_channels)."""
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(self.norm_final(x, shift, scale))
 
 
 class Modulation(nn.Module):
@@ -163,23 +165,44 @@ class SelfAttention(nn.Module):
         self.norm = QKNorm(hidden_size // num_heads, ops, **factory)
         self.proj = ops.Linear(hidden_size, hidden_size, **factory)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) -> normed q, normed k and v, each (B, H, L, D/H)."""
+    def project(self, x: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, D) -> q, k as of `QKNorm` and v, each (B, H, L, D/H)."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
-        q, k = self.norm(q, k)
+        q, k = self.norm(q, k, pe)
         return q, k, v
 
 
 class QKNorm(nn.Module):
-    """RMSNorm of queries and keys per head."""
+    """RMSNorm of queries and keys per head, and their rotation where a kernel does both."""
+
+    kernel: Callable[..., tuple[Tensor, Tensor]] | None = None  # this module, q, k, pe; for inference
 
     def __init__(self, head_dim: int, ops: Ops, **factory):
         super().__init__()
         self.query_norm = ops.RMSNorm(head_dim, eps=NORM_EPS, **factory)
         self.key_norm = ops.RMSNorm(head_dim, eps=NORM_EPS, **factory)
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def rotates(self, attention: Attention) -> bool:
+        """Whether q and k are rotated here, and not by the attention."""
+        return self.kernel is not None and is_inference() and getattr(attention, "takes_rotated", False)
+
+    def forward(self, q: Tensor, k: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, H, L, D/H) twice -> the same normed, and rotated by pe if it is given."""
+        if pe is not None:
+            return self.kernel(self, q, k, pe)
         return self.query_norm(q), self.key_norm(k)
+
+
+class AdaLayerNorm(nn.Module):
+    """LayerNorm without weights of its own, with adaLN's scale and shift."""
+
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # for inference
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """x (B, L, D), shift and scale (B, 1, D) -> (B, L, D)."""
+        if self.kernel is not None and is_inference():
+            return self.kernel(x, shift, scale)
+        return ada_layer_norm(x, shift, scale)
 
 
 class SwiGLU(nn.Module):
@@ -260,8 +283,9 @@ def num_parts(batch: int, length: int) -> int:
     return max(1, min(MAX_PARTS, batch * length // PART_TOKENS))
 
 
-def layer_norm(hidden_size: int, ops: Ops, **factory) -> nn.Module:
-    return ops.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS, **factory)
+def is_inference() -> bool:
+    """Whether neither gradients nor torch.compile need the operations as they are written."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -271,8 +295,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate, inplace=True).mul_(up)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, x, 1 + scale)
+def ada_layer_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:

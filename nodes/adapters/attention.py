@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
-from statistics import median
 from typing import NamedTuple
 
 import comfy.model_management
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .measuring import REFUSALS, WORTH, cuda_seconds, is_close, median_seconds
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +35,8 @@ MEASURED, COMFYUI, SAGE = "measured", "comfyui", "sage"
 TORCHS = ("cudnn", "flash", "efficient")  # as torch's functions name them
 KERNELS = (MEASURED, COMFYUI, *TORCHS, SAGE)
 
-BUDGET = 0.02  # seconds that a measurement may take, after one call of each kernel to warm up
-MAX_ROUNDS = 9
-WORTH = 0.95  # of the time so far: equally fast kernels do not change the rounding from start to start
-TOLERANCE = 0.02  # of relative difference; bfloat16's rounding makes a few thousandths
 LENGTH_STEP = 256  # lengths up to the next multiple share a measurement
 MAX_SHAPES = 256
-
-# What kernels raise for what they cannot compute, running out of memory among it; sageattention asserts.
-REFUSALS = (RuntimeError, ValueError, AssertionError)
 
 
 def with_attention(options: dict) -> dict:
@@ -169,18 +163,6 @@ def torch_kernels(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Kernel]:
     return {name: partial(torch_attention, name) for name in TORCHS if has_torch_attention(name, q, k, v)}
 
 
-def cuda_seconds(calls: Sequence[Callable], device: torch.device) -> list[float]:
-    """Seconds that the GPU takes for each call, of a queue that it works off without waiting for Python."""
-    with torch.cuda.device(device):
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in calls]
-        for call, (start, end) in zip(calls, events, strict=True):
-            start.record()
-            call()
-            end.record()
-        torch.cuda.synchronize()
-    return [start.elapsed_time(end) / 1000 for start, end in events]
-
-
 def fastest(
     own: Own,
     q: Tensor,
@@ -201,7 +183,7 @@ def fastest(
     usable = {name: kernel for name, kernel in kernels.items() if _agrees(kernel, q, k, v, expected)}
     del expected  # its memory is wanted for the runs
     calls = {COMFYUI: own, **{name: partial(kernel, q, k, v) for name, kernel in usable.items()}}
-    seconds = _median_seconds(calls, lambda batch: seconds_of(batch, q.device)) if usable else {}
+    seconds = median_seconds(calls, partial(seconds_of, device=q.device)) if usable else {}
     best = COMFYUI
     for name, taken in seconds.items():
         if taken < WORTH * seconds[best]:
@@ -222,17 +204,6 @@ def _is_open() -> bool:
 def _agrees(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, expected: Tensor) -> bool:
     """Whether a kernel runs, and gives what ComfyUI's own gives; also its warm-up."""
     try:
-        difference = torch.linalg.vector_norm(kernel(q, k, v) - expected, dtype=torch.float32)
+        return is_close(kernel(q, k, v), expected)
     except REFUSALS:
         return False
-    return bool(difference <= TOLERANCE * torch.linalg.vector_norm(expected, dtype=torch.float32))
-
-
-def _median_seconds(
-    calls: dict[str, Callable], seconds_of: Callable[[Sequence[Callable]], list[float]]
-) -> dict[str, float]:
-    """{name: median seconds}, the calls in turn, as many rounds as `BUDGET` allows and one at least."""
-    first = seconds_of([*calls.values()])
-    rounds = min(MAX_ROUNDS, int(BUDGET / max(sum(first), 1e-9)))
-    times = first + seconds_of([*calls.values()] * (rounds - 1)) if rounds > 1 else first
-    return {name: median(times[i :: len(calls)]) for i, name in enumerate(calls)}

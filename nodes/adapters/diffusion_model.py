@@ -27,6 +27,7 @@ from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .attention import with_attention
+from .fused import join_operations
 from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
 from .modulation import MODULATION_RUN, ModulationTable, tabulate
@@ -70,12 +71,17 @@ class PatchedAttention:
             self.options.get("patches", {}).get(name) for name in watchers
         )
 
+    @property
+    def takes_rotated(self) -> bool:
+        """Other nodes expect q and k that are not rotated yet."""
+        return not self.is_watched
+
     def inside(self, block_type: str, index: int, total: int) -> dict:
         """The options as a block's patches see them."""
         return {**self.options, "block_type": block_type, "block_index": index, "total_blocks": total}
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
-        """(B, H, L, D/H) three times and the rotary table -> (B, L, D)."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Tensor:
+        """(B, H, L, D/H) three times, the rotary table unless they are rotated -> (B, L, D)."""
         patches = self.options.get("patches", {})
         told = dict(self.options)
         if self.num_text is not None:
@@ -101,6 +107,7 @@ class ComfyTransformer(OvisImageTransformer):
         super().__init__(config, operations, dtype=dtype, device=device)
         self.dtype = dtype
         self.modulation = ModulationTable(self)
+        join_operations(self)
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **kwargs

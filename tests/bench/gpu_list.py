@@ -9,6 +9,7 @@ from gpu_models import (
     cudnn_override,
     in_one_part,
     native_model,
+    no_joined_operations,
     no_rotary_table,
     our_model,
 )
@@ -22,6 +23,7 @@ ABLATIONS = {
     "U0-cudnn": {"options": {"ovis_attention": "cudnn"}},
     "U0-table": {"is_tabulated": False},
     "U0-parts": {"around": (in_one_part,)},
+    "U0-joined": {"around": (no_joined_operations,)},
     "U0-rope": {"around": (no_rotary_table,)},
     "U0-split": {"is_split": True},
 }

@@ -255,6 +255,18 @@ def in_one_part(_: Comfy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_joined_operations(implementation: Comfy) -> Iterator[None]:
+    """Norms, their modulation and the rotation as torch has them, one after the other."""
+    modules = [module for module in implementation.network.modules() if "kernel" in vars(module)]
+    kernels = [vars(module).pop("kernel") for module in modules]
+    try:
+        yield
+    finally:
+        for module, kernel in zip(modules, kernels, strict=True):
+            module.kernel = kernel
+
+
+@contextlib.contextmanager
 def no_rotary_table(implementation: Comfy) -> Iterator[None]:
     """The rotary table is made for every forward."""
     implementation.network._tables.clear()

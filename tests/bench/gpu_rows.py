@@ -26,6 +26,7 @@ NAMES = {
     "U0-cudnn": "ours, eager, cuDNN attention forced",
     "U0-table": "ours, eager, modulation computed every time",
     "U0-parts": "ours, eager, single blocks in one part",
+    "U0-joined": "ours, eager, norms, modulation and rotation not joined",
     "U0-rope": "ours, eager, rotary table made every time",
     "U0-split": "ours, eager, guidance in two passes",
 }
