@@ -88,22 +88,35 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """x (B, L, D), vec (B, D), pe from `EmbedND` -> (B, L, D)."""
         shift, scale, gate = self.modulation(vec)
-        run = self._in_parts if is_inference() and num_parts(*x.shape[:2]) > 1 else self._at_once
+        if not is_inference():
+            run = self._differentiably
+        else:
+            run = self._in_parts if num_parts(*x.shape[:2]) > 1 else self._at_once
         return clip_fp16(torch.addcmul(x, gate, self.linear2(run(x, shift, scale, pe, attention))))
 
+    def _differentiably(
+        self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention
+    ) -> Tensor:
+        """-> what linear2 takes: attn and mlp side by side (B, L, D + mlp size)."""
+        q, k, v, mlp, mlp_gate = self._project(x, shift, scale, None)
+        return torch.cat((attention(q, k, v, pe), swiglu(mlp_gate, mlp)), dim=-1)
+
     def _at_once(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
-        """-> what linear2 takes: attn and mlp side by side (B, L, D + mlp size). Differentiable."""
-        early, late = (pe, None) if self.norm.rotates(attention) else (None, pe)
-        q, k, v, mlp, mlp_gate = self._project(x, shift, scale, early)
-        return torch.cat((attention(q, k, v, late), swiglu(mlp_gate, mlp)), dim=-1)
+        """The same, each half written where it belongs."""
+        early = self.norm.rotates(attention)
+        q, k, v, mlp, mlp_gate = self._project(x, shift, scale, pe if early else None)
+        joined, attn = self._space(x)
+        torch.mul(functional.silu(mlp_gate, inplace=True), mlp, out=joined[..., self.hidden_size :])
+        v = attn.copy_(v)
+        del mlp, mlp_gate  # and with them and v the rows of linear1
+        return self._attend(joined, q, k, v, None if early else pe, attention)
 
     def _in_parts(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
-        """The same in 13 hidden sizes a token instead of 21: linear1's rows, 11, never exist whole."""
-        batch, length, hidden = x.shape
-        joined = x.new_empty(batch, length, hidden + self.mlp_size)
-        q, k = x.new_empty(2, batch, self.num_heads, length, hidden // self.num_heads)
-        v = joined[..., :hidden].unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # where attn will be
+        """The same in 13 hidden sizes a token instead of 19: linear1's rows, 11, never exist whole."""
         early = self.norm.rotates(attention)
+        joined, v = self._space(x)
+        q, k = x.new_empty(2, *v.shape)
+        batch, length, hidden = x.shape
         size = -(-length // num_parts(batch, length))
         for part in (slice(start, start + size) for start in range(0, length, size)):
             q[:, :, part], k[:, :, part], v[:, :, part], mlp, mlp_gate = self._project(
@@ -111,9 +124,20 @@ class SingleStreamBlock(nn.Module):
             )
             torch.mul(functional.silu(mlp_gate, inplace=True), mlp, out=joined[:, part, hidden:])
             del mlp, mlp_gate  # before the next part's are made
+        return self._attend(joined, q, k, v, None if early else pe, attention)
+
+    def _space(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """For attn and mlp side by side (B, L, D + mlp size), and attn's in heads (B, H, L, D/H)."""
+        joined = x.new_empty(*x.shape[:2], self.hidden_size + self.mlp_size)
+        return joined, joined[..., : self.hidden_size].unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _attend(
+        self, joined: Tensor, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None, attention: Attention
+    ) -> Tensor:
+        """Puts attn in its place in joined, where v still is."""
         if getattr(attention, "is_watched", False):
             v = v.clone()
-        joined[..., :hidden] = attention(q, k, v, None if early else pe)
+        joined[..., : self.hidden_size] = attention(q, k, v, pe)
         return joined
 
     def _project(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor | None) -> tuple[Tensor, ...]:

@@ -246,12 +246,11 @@ def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
 @contextlib.contextmanager
 def in_one_part(_: Comfy) -> Iterator[None]:
     """Single blocks take all their tokens at once."""
-    block = layers.SingleStreamBlock
-    before, block._in_parts = block._in_parts, block._at_once
+    before, layers.num_parts = layers.num_parts, lambda batch, length: 1
     try:
         yield
     finally:
-        block._in_parts = before
+        layers.num_parts = before
 
 
 @contextlib.contextmanager
