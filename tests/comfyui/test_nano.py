@@ -24,7 +24,7 @@ CAPTIONS = {
     "秋日": "“秋日”，黑色，橙色背景",
 }
 # Of the six words; the README has the figures of 200.
-MIN_RIGHT = 4
+MIN_RIGHT = 5
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_it_writes_the_words_and_chooses_the_colours(server, read, steps):
 
 def test_guidance_off_computes_one_branch_and_still_writes(server, read):
     images = pictures(server, graph_of(CAPTIONS.values(), steps=20, cfg=1.0))
-    assert num_right(images, CAPTIONS, read) >= MIN_RIGHT - 1
+    assert num_right(images, CAPTIONS, read) >= MIN_RIGHT
 
 
 def test_with_the_cache_fewer_forwards_write_the_words(server, read):
@@ -93,7 +93,7 @@ def test_with_the_cache_fewer_forwards_write_the_words(server, read):
     outputs = server.run(graph)
     files = [file for node in sorted(outputs, key=int) for file in outputs[node].get("images", ())]
     images = [Image.open(io.BytesIO(server.process.view(file))).convert("RGB") for file in files]
-    assert num_right(images, CAPTIONS, read) >= MIN_RIGHT - 1
+    assert num_right(images, CAPTIONS, read) >= MIN_RIGHT
     told = " ".join(str(output.get("text", "")) for output in outputs.values())
     reports = [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+) forwards computed", told)]
     assert reports
@@ -104,7 +104,7 @@ def test_every_picture_of_a_batch_says_the_word(server, read):
     graph = graph_of([CAPTIONS["SOON"]])
     graph["4"]["inputs"]["batch_size"] = 4
     images = pictures(server, graph)
-    assert num_right(images, ["SOON"] * 4, read) >= 3
+    assert num_right(images, ["SOON"] * 4, read) == 4
     assert len({image.tobytes() for image in images}) == 4
 
 
