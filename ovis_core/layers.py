@@ -13,6 +13,7 @@ backward pass.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -24,6 +25,7 @@ Ops = ModuleType | type
 NORM_EPS = 1e-6
 MAX_PARTS = 4  # in which a single block's tokens go through its first linear at inference
 PART_TOKENS = 2048  # that a part holds at least: fewer keep a GPU waiting for the next operation
+Linear = Callable[[Tensor], Tensor]
 
 
 def sdp_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None) -> Tensor:
@@ -72,7 +74,14 @@ class DoubleStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Attention and MLP side by side on all tokens; the rows of `linear1` are [q, k, v, mlp, gate]."""
+    """Attention and MLP side by side on all tokens; the rows of `linear1` are [q, k, v, mlp, gate].
+
+    `hold(linear1, x)` gives linear1 for several calls, where each alone would cast or move its weight.
+    """
+
+    hold: Callable[[nn.Module, Tensor], AbstractContextManager[Linear]] = staticmethod(
+        lambda layer, x: nullcontext(layer)
+    )
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, ops: Ops, **factory):
         super().__init__()
@@ -98,13 +107,13 @@ class SingleStreamBlock(nn.Module):
         self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention
     ) -> Tensor:
         """-> what linear2 takes: attn and mlp side by side (B, L, D + mlp size)."""
-        q, k, v, mlp, mlp_gate = self._project(x, shift, scale, None)
+        q, k, v, mlp, mlp_gate = self._project(self.linear1, x, shift, scale, None)
         return torch.cat((attention(q, k, v, pe), swiglu(mlp_gate, mlp)), dim=-1)
 
     def _at_once(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """The same, each half written where it belongs."""
         early = self.norm.rotates(attention)
-        q, k, v, mlp, mlp_gate = self._project(x, shift, scale, pe if early else None)
+        q, k, v, mlp, mlp_gate = self._project(self.linear1, x, shift, scale, pe if early else None)
         joined, attn = self._space(x)
         torch.mul(functional.silu(mlp_gate, inplace=True), mlp, out=joined[..., self.hidden_size :])
         v = attn.copy_(v)
@@ -118,12 +127,14 @@ class SingleStreamBlock(nn.Module):
         q, k = x.new_empty(2, *v.shape)
         batch, length, hidden = x.shape
         size = -(-length // num_parts(batch, length))
-        for part in (slice(start, start + size) for start in range(0, length, size)):
-            q[:, :, part], k[:, :, part], v[:, :, part], mlp, mlp_gate = self._project(
-                x[:, part], shift, scale, pe[:, :, part] if early else None
-            )
-            torch.mul(functional.silu(mlp_gate, inplace=True), mlp, out=joined[:, part, hidden:])
-            del mlp, mlp_gate  # before the next part's are made
+        with self.hold(self.linear1, x) as linear1:
+            for part in (slice(start, start + size) for start in range(0, length, size)):
+                q[:, :, part], k[:, :, part], v[:, :, part], mlp, mlp_gate = self._project(
+                    linear1, x[:, part], shift, scale, pe[:, :, part] if early else None
+                )
+                torch.mul(functional.silu(mlp_gate, inplace=True), mlp, out=joined[:, part, hidden:])
+                del mlp, mlp_gate  # before the next part's are made
+        del linear1
         return self._attend(joined, q, k, v, None if early else pe, attention)
 
     def _space(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,9 +151,11 @@ class SingleStreamBlock(nn.Module):
         joined[..., : self.hidden_size] = attention(q, k, v, pe)
         return joined
 
-    def _project(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor | None) -> tuple[Tensor, ...]:
+    def _project(
+        self, linear1: Linear, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """(B, L, D) -> q, k as of `QKNorm` and v (B, H, L, D/H), mlp and its gate (B, L, mlp size)."""
-        rows = self.linear1(self.pre_norm(x, shift, scale))
+        rows = linear1(self.pre_norm(x, shift, scale))
         qkv, mlp, mlp_gate = rows.split((3 * self.hidden_size, self.mlp_size, self.mlp_size), dim=-1)
         q, k, v = split_heads(qkv, self.num_heads)
         return *self.norm(q, k, pe), v, mlp, mlp_gate

@@ -67,9 +67,6 @@ def _(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
 class OpaqueAttention:
     """The attention seam for a block to be compiled."""
 
-    # A block then joins its parts out of place, which torch fuses better than writing in place.
-    is_watched = True
-
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
         return torch.ops.ovis_image.attention(q, k, v, pe)
 

@@ -27,6 +27,7 @@ from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .attention import with_attention
+from .casting import held
 from .fused import join_operations
 from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
@@ -108,6 +109,8 @@ class ComfyTransformer(OvisImageTransformer):
         self.dtype = dtype
         self.modulation = ModulationTable(self)
         join_operations(self)
+        for block in self.single_blocks:
+            block.hold = held
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **kwargs

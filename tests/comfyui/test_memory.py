@@ -32,10 +32,12 @@ def peak(run) -> int:
     ("side", "batch"), [(512, 1), (512, 2), (768, 2), (1024, 1), (1280, 1), (1024, 2), (1536, 1)]
 )
 def test_models_estimate_holds_its_peak(pack, model, monkeypatch, side, batch):
+    import comfy.ops
+
     adapter = pack("nodes.adapters.diffusion_model")
     config = pack("ovis_core.transformer").TransformerConfig()
     factory = {"dtype": torch.bfloat16, "device": "meta"}
-    network = adapter.ComfyTransformer(config, torch.nn, **factory)
+    network = adapter.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
     monkeypatch.setattr(model.model.diffusion_model, "config", config)
     monkeypatch.setattr(model.model, "get_dtype_inference", lambda: torch.bfloat16)
 

@@ -1,0 +1,133 @@
+"""Single blocks that work in parts: linear1 is called several times, and its weight made ready once."""
+
+import types
+
+import pytest
+import tiny_gguf
+import tiny_model
+import torch
+
+BATCH = 2
+PARTS = 3
+
+
+@pytest.fixture
+def in_parts(pack, monkeypatch):
+    """From here on single blocks take 2 x 280 tokens in three parts."""
+    return lambda: monkeypatch.setattr(pack("ovis_core.layers"), "PART_TOKENS", 160)
+
+
+@pytest.fixture
+def casting(pack):
+    return pack("nodes.adapters.casting")
+
+
+@pytest.fixture(scope="module")
+def load(pack, parts, tmp_path_factory):
+    """A function: how the weights are kept -> the network."""
+    adapter = pack("nodes.adapters.diffusion_model")
+    folder = tmp_path_factory.mktemp("parts")
+    plain = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
+    tiny_gguf.write(folder / "q8.gguf", parts[0].state_dict(), "Q8_0")
+
+    def network(kept):
+        path, dtype = (folder / "q8.gguf", None) if kept == "gguf" else (plain, adapter.WEIGHT_DTYPES[kept])
+        return adapter.load_diffusion_model(path, dtype).model.diffusion_model
+
+    return network
+
+
+def velocity(network):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH, 16, 8, 12, generator=generator)
+    context = torch.randn(BATCH, 256, network.config.context_dim, generator=generator)
+    with torch.no_grad():
+        return network(x, torch.tensor([0.9, 0.3]), context)
+
+
+@pytest.mark.parametrize("kept", ["default", "bf16", "fp8_scaled", "int8", "gguf"])
+def test_velocities_are_those_of_whole_blocks(load, in_parts, kept):
+    network = load(kept)
+    whole = velocity(network)
+    in_parts()
+    difference = (velocity(network) - whole).norm() / whole.norm()
+    assert difference <= 1e-5
+
+
+@pytest.mark.parametrize("kept", ["default", "gguf"])
+def test_weights_are_made_ready_once_a_block(load, in_parts, monkeypatch, kept):
+    import comfy.ops
+
+    network = load(kept)
+    layers = [block.linear1 for block in network.single_blocks]
+    casts, cast = [], comfy.ops.cast_bias_weight
+
+    def counting(layer, *args, **kwargs):
+        casts.extend(i for i, known in enumerate(layers) if known is layer)
+        return cast(layer, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", counting)
+    in_parts()
+    velocity(network)
+    assert casts == [*range(len(layers))]
+
+
+def test_a_lora_in_a_shared_buffer_is_added_once(load, in_parts, monkeypatch):
+    """Dynamic VRAM patches a weight that does not fit in the buffer that the next call finds again."""
+    import comfy.ops
+
+    network = load("default")
+    layer = network.single_blocks[0].linear1
+    change = 0.1 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(1))
+    layer.weight_function = [lambda weight: weight + change]
+    expected = velocity(network)
+    layer.weight_function = []
+    assert (velocity(network) - expected).norm() > 0.01 * expected.norm()
+
+    buffer, cast = layer.weight.detach().clone(), comfy.ops.cast_bias_weight
+
+    def in_buffer(known, *args, **kwargs):
+        weight, bias, stream = cast(known, *args, **kwargs)
+        return (buffer.add_(change), bias, stream) if known is layer else (weight, bias, stream)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", in_buffer)
+    in_parts()
+    difference = (velocity(network) - expected).norm() / expected.norm()
+    assert difference <= 1e-5
+
+
+def test_what_other_nodes_put_on_the_layer_runs(load, in_parts):
+    network = load("default")
+    layer = network.single_blocks[0].linear1
+    seen = []
+
+    def hook(module, given, out):
+        seen.append(out.shape[1])
+        return 2 * out
+
+    handle = layer.register_forward_hook(hook)
+    doubled = velocity(network)
+    in_parts()
+    torch.testing.assert_close(velocity(network), doubled, rtol=1e-5, atol=1e-5)
+    assert seen == [280, 94, 94, 92]
+    handle.remove()
+
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)  # as ComfyUI's bypass mode does
+    torch.testing.assert_close(velocity(network), doubled, rtol=1e-5, atol=1e-5)
+
+
+def test_a_quantised_weight_in_ram_is_moved_for_the_while(load, casting):
+    layer = load("int8").single_blocks[0].linear1
+    weight = layer.weight
+    on_device = types.SimpleNamespace(device=torch.device("meta"))  # stands for a GPU
+    with casting.held(layer, on_device) as held:
+        assert held is layer
+        assert layer.weight.device.type == "meta"
+        assert type(layer.weight.data) is type(weight.data)
+    assert layer.weight is weight
+    with pytest.raises(RuntimeError, match="full"), casting.held(layer, on_device):
+        raise RuntimeError("full")
+    assert layer.weight is weight
+    with casting.held(layer, torch.empty(1)):
+        assert layer.weight is weight
