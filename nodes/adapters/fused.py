@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ovis_core.layers import NORM_EPS, AdaLayerNorm, QKNorm, ada_layer_norm
+from .casting import is_hooked
 from .measuring import REFUSALS, WORTH, cuda_seconds, is_close, median_seconds
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ class Fused:
     def __call__(self, *tensors: Tensor) -> Tensors:
         first = tensors[0]
         # Sizes within a factor of two share a measurement.
-        key = first.device, first.dtype, first.shape[-1], first.numel().bit_length()
+        layout = first.shape[0], first.shape[-1], first.is_contiguous()
+        key = first.device, first.dtype, layout, first.numel().bit_length()
         if key not in self._is_worth:
             with self._lock:
                 if key not in self._is_worth:
@@ -64,7 +66,9 @@ class Fused:
         try:
             pairs = zip(self.kernel(*tensors), self.plain(*tensors), strict=True)
             agrees = all(is_close(given, expected) for given, expected in pairs)
-        except REFUSALS as error:
+        except Exception as error:  # whatever a backend's compiler or bindings raise
+            if comfy.model_management.is_oom(error):
+                raise  # for ComfyUI, which makes room
             log.info("%s on %s is not used: %s", self.name, device, error)
             return False
         calls = {"kernel": partial(self.kernel, *tensors), "plain": partial(self.plain, *tensors)}
@@ -123,6 +127,8 @@ def norm_and_rotate(norm: QKNorm, q: Tensor, k: Tensor, pe: Tensor) -> Tensors:
     The norms' weights come as ComfyUI's layers get theirs: cast, patched, and brought over.
     """
     layers = norm.query_norm, norm.key_norm
+    if any(map(is_hooked, layers)):
+        return apply_rope(*norm(q, k, None), pe)
     cast = [comfy.ops.cast_bias_weight(layer, q, offloadable=True) for layer in layers]
     rotated = RMS_ROPE(q, k, pe, *(weight for weight, _, _ in cast))
     for layer, (weight, bias, stream) in zip(layers, cast, strict=True):

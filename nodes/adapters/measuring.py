@@ -9,6 +9,7 @@ from torch import Tensor
 BUDGET = 0.02  # seconds that a measurement may take, after one call of each way to warm up
 MAX_ROUNDS = 9
 WORTH = 0.95  # of the time so far: equally fast ways do not change the rounding from start to start
+HEAD_START = 5_000_000  # cycles of the GPU, some milliseconds
 TOLERANCE = 0.02  # of relative difference; bfloat16's rounding makes a few thousandths
 
 # What kernels raise for what they cannot compute, running out of memory among it; sageattention asserts.
@@ -31,9 +32,13 @@ def median_seconds(
 
 
 def cuda_seconds(calls: Sequence[Callable], device: torch.device) -> list[float]:
-    """Seconds that the GPU takes for each call, of a queue that it works off without waiting for Python."""
+    """Seconds that the GPU takes for each call, of a queue that it works off without waiting for Python.
+
+    It sleeps first: until the calls are queued, where they are as short as Python's part of them.
+    """
     with torch.cuda.device(device):
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in calls]
+        torch.cuda._sleep(HEAD_START)
         for call, (start, end) in zip(calls, events, strict=True):
             start.record()
             call()

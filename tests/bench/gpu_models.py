@@ -14,6 +14,7 @@ from pack import (
     comfy,
     core_cache,
     diffusion_model,
+    fused,
     latents,
     layers,
     low_precision,
@@ -254,15 +255,14 @@ def in_one_part(_: Comfy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_joined_operations(implementation: Comfy) -> Iterator[None]:
+def no_joined_operations(_: Comfy) -> Iterator[None]:
     """Norms, their modulation and the rotation as torch has them, one after the other."""
-    modules = [module for module in implementation.network.modules() if "kernel" in vars(module)]
-    kernels = [vars(module).pop("kernel") for module in modules]
+    kind = fused.Fused
+    before, kind.__call__ = kind.__call__, lambda self, *tensors: self.plain(*tensors)
     try:
         yield
     finally:
-        for module, kernel in zip(modules, kernels, strict=True):
-            module.kernel = kernel
+        kind.__call__ = before
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ import comfy.utils  # noqa: E402
 from ovis_image_pack.nodes.adapters import (  # noqa: E402
     compilation,
     diffusion_model,
+    fused,
     low_precision,
     modulation,
     patcher,
@@ -47,6 +48,7 @@ __all__ = [
     "compilation",
     "core_cache",
     "diffusion_model",
+    "fused",
     "latents",
     "layers",
     "layouts",

@@ -361,7 +361,12 @@ def test_a_gpus_clock_is_read_when_all_is_done(attention, monkeypatch):
         yield
         clock["device"] = None
 
+    def sleep(cycles):
+        assert clock["device"] == torch.device("cuda", 1)
+        assert clock["now"] == 0
+
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: clock.update(is_done=True))
     calls = [lambda ms=ms: clock.update(now=clock["now"] + ms) for ms in (2.0, 0.5, 2.0)]
