@@ -31,15 +31,16 @@ SIDES = (512, 1024, 1536)  # pixels
 WARM_UPS, REPEATS = 3, 9
 NOTE = (
     "Full size: the shapes of the released model in bfloat16, both guidance branches as one batch, attention "
-    "counted as one fused kernel. Waits are numbers that the host reads and copies between devices; as they "
-    "may be none, their ratio is that of the counts plus one. Distances: relative, in float32, with the same "
-    "weights. The Nano's forwards: 20 steps with guidance, 3 prompts together; what the cache leaves out "
-    "changes the picture. Seconds: a small network with random weights in float32, medians."
+    "counted as one fused kernel, RMSNorm as its six pieces. Waits are numbers that the host reads and "
+    "copies between devices; as they may be none, their ratio is that of the counts plus one. Distances: "
+    "relative, in float32, with the same weights. The Nano's forwards: 20 steps with guidance, 3 prompts "
+    "together; what the cache leaves out changes the picture. Seconds: a small network with random weights "
+    "in float32, medians."
 )
 
 
 def main() -> None:
-    rows = [*counted(), *touched(), *decoded(), *waiting(), *agreeing(), *cached(), *timed()]
+    rows = [*counted(), *in_comfyui(), *decoded(), *waiting(), *agreeing(), *cached(), *timed()]
     write("cpu", rows, NOTE)
     print(markdown(rows, NOTE))
 
@@ -59,15 +60,19 @@ def counted() -> Iterator[Row]:
                 yield less_is_better(f"{id}-{side}-{peer}", f"{what}, {side}x{side}", *figures)
 
 
-def touched() -> Iterator[Row]:
-    """By the pack's model in ComfyUI, where a schedule's modulation is computed before the first step."""
-    side = 1024
-    peers = forwards(FULL, 2, side // 8, side // 8, "meta", torch.bfloat16)
-    ours = measure(tabulated(FULL, 2, side // 8, side // 8)).given_bytes / 2**30
-    for peer in PEERS:
-        theirs = measure(peers[peer]).given_bytes / 2**30
-        what = f"weights read a step, {side}x{side}"
-        yield less_is_better(f"weights-{peer}", what, ours, theirs, peer, "GiB", COMMAND)
+def in_comfyui() -> Iterator[Row]:
+    """Of the pack's model there, where a schedule's modulation is computed before the first step."""
+    for side in SIDES[:2]:
+        runs = forwards(FULL, 2, side // 8, side // 8, "meta", torch.bfloat16)
+        ours = measure(tabulated(FULL, 2, side // 8, side // 8))
+        for peer in PEERS:
+            theirs = measure(runs[peer])
+            numbers = [sum(meter.operators.values()) for meter in (ours, theirs)]
+            what = f"operators a step in ComfyUI, {side}x{side}"
+            yield less_is_better(f"step-operators-{side}-{peer}", what, *numbers, peer, "", COMMAND)
+            gigabytes = [meter.given_bytes / 2**30 for meter in (ours, theirs)]
+            what = f"weights read a step in ComfyUI, {side}x{side}"
+            yield less_is_better(f"step-weights-{side}-{peer}", what, *gigabytes, peer, "GiB", COMMAND)
 
 
 def decoded() -> Iterator[Row]:

@@ -24,6 +24,7 @@ SETTINGS = {
     "off": None,
     **{f"threshold {t}": CacheSettings(t) for t in (0.05, 0.1, 0.2, 0.4)},
     "threshold 0.2, Taylor order 1": CacheSettings(0.2, order=1),
+    **{f"threshold 0.4, up to {n} skips": CacheSettings(0.4, max_skips=n) for n in (6, 12)},
 }
 
 
