@@ -43,6 +43,17 @@ class Editor:
         self.vue = renderer == "Nodes 2.0"
         self.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", self.vue)
 
+    def choose_template(self, name: str) -> None:
+        self.page.get_by_role("button", name="Templates").click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_text("ovis-image", exact=True).click()
+        card = dialog.get_by_test_id(f"template-workflow-{name}")
+        # A card's picture is loaded when it comes into view, and until then a click may be lost.
+        card.scroll_into_view_if_needed()
+        expect(card.get_by_role("img", name=name, exact=True)).to_be_visible()
+        card.click()
+        expect(dialog).to_be_hidden()
+
     def set_widgets(self, node: int | str, values: dict) -> None:
         self.evaluate(
             """([id, values]) => {

@@ -85,11 +85,7 @@ def place(editor, name: str) -> None:
 def test_an_app_opens_as_one_and_runs(shared_editor, server, name):
     editor, page = shared_editor, shared_editor.page
     editor.complaints.clear()
-    page.get_by_role("button", name="Templates").click()
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_text("ovis-image", exact=True).click()
-    dialog.get_by_test_id(f"template-workflow-{name}").click()
-    expect(dialog).to_be_hidden()
+    editor.choose_template(name)
     label = "标题" if ".zh." in name else "headline"
     form = page.get_by_test_id("linear-widgets")
     expect(form.get_by_text(label, exact=True)).to_be_visible()

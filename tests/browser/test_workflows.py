@@ -62,14 +62,7 @@ def test_it_opens_from_the_template_browser_and_shows_its_pictures(shared_editor
 
 def open_template(editor, name: str) -> None:
     page, nodes = editor.page, examples.editor_graph(name)["nodes"]
-    page.get_by_role("button", name="Templates").click()
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_text("ovis-image", exact=True).click()
-    card = dialog.get_by_test_id(f"template-workflow-{name}")
-    card.scroll_into_view_if_needed()  # a card's picture is loaded when it comes into view
-    expect(card.get_by_role("img", name=name, exact=True)).to_be_visible()
-    card.click()
-    expect(dialog).to_be_hidden()
+    editor.choose_template(name)
     page.wait_for_function(
         "wanted => app.graph.nodes.map(node => node.type).sort().join() === wanted",
         arg=",".join(sorted(node["type"] for node in nodes)),
