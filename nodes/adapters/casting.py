@@ -6,6 +6,7 @@ from functools import partial
 
 import comfy.ops
 import comfy.utils
+from comfy.cli_args import args
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +17,24 @@ from .gguf import is_gguf
 def is_hooked(layer: nn.Module) -> bool:
     """Whether a call of the layer is more than its class says: ComfyUI's bypass mode, or another node's."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
+@contextmanager
+def cast(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A layer's weight and bias as it would use them on x, while other layers are cast, too."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+    values = weight, bias
+    offload_stream, *transferred = stream
+    if offload_stream is not None and not args.cuda_malloc:
+        # ComfyUI has one buffer a stream, that the next layer's weight may come to.
+        values = tuple(
+            value.clone() if value is not None and any(value is known for known in transferred) else value
+            for value in values
+        )
+    try:
+        yield values
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 @contextmanager
@@ -31,11 +50,8 @@ def held(layer: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         with _on_device(layer, x):
             yield layer  # which multiplies quantised
     else:
-        weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
-        try:
+        with cast(layer, x) as (weight, bias):
             yield partial(functional.linear, weight=weight, bias=bias)
-        finally:
-            comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable
 from functools import partial
 
 import comfy.model_management
-import comfy.ops
 import comfy.quant_ops
 import torch
 from comfy.ldm.flux.math import apply_rope
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ovis_core.layers import NORM_EPS, AdaLayerNorm, QKNorm, ada_layer_norm
-from .casting import is_hooked
+from .casting import cast, is_hooked
 from .measuring import REFUSALS, WORTH, cuda_seconds, is_close, median_seconds
 
 log = logging.getLogger(__name__)
@@ -126,11 +125,7 @@ def norm_and_rotate(norm: QKNorm, q: Tensor, k: Tensor, pe: Tensor) -> Tensors:
 
     The norms' weights come as ComfyUI's layers get theirs: cast, patched, and brought over.
     """
-    layers = norm.query_norm, norm.key_norm
-    if any(map(is_hooked, layers)):
+    if is_hooked(norm.query_norm) or is_hooked(norm.key_norm):
         return apply_rope(*norm(q, k, None), pe)
-    cast = [comfy.ops.cast_bias_weight(layer, q, offloadable=True) for layer in layers]
-    rotated = RMS_ROPE(q, k, pe, *(weight for weight, _, _ in cast))
-    for layer, (weight, bias, stream) in zip(layers, cast, strict=True):
-        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
-    return rotated
+    with cast(norm.query_norm, q) as (query_scale, _), cast(norm.key_norm, k) as (key_scale, _):
+        return RMS_ROPE(q, k, pe, query_scale, key_scale)

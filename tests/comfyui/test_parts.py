@@ -131,3 +131,31 @@ def test_a_quantised_weight_in_ram_is_moved_for_the_while(load, casting):
     assert layer.weight is weight
     with casting.held(layer, torch.empty(1)):
         assert layer.weight is weight
+
+
+@pytest.mark.parametrize("cuda_malloc", [False, True])
+def test_a_streamed_weight_survives_the_next_layers(casting, monkeypatch, cuda_malloc):
+    """Without torch's allocator of CUDA, ComfyUI streams the layers through one buffer a stream."""
+    import comfy.ops
+
+    buffer, uncast = torch.zeros(4), []
+    monkeypatch.setattr(casting.args, "cuda_malloc", cuda_malloc)
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", lambda *given: uncast.append(given[0]))
+
+    def streamed(layer, x, offloadable):
+        weight = buffer.fill_(layer) if not cuda_malloc else torch.full((4,), float(layer))
+        return weight, None, ("a stream", weight, None)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", streamed)
+    with casting.cast(1, None) as (first, bias), casting.cast(2, None) as (second, _):
+        assert bias is None
+        assert first.tolist() == [1] * 4
+        assert second.tolist() == [2] * 4
+    assert uncast == [2, 1]
+
+    resident = torch.ones(4)
+    monkeypatch.setattr(
+        comfy.ops, "cast_bias_weight", lambda *_, **__: (resident, None, (None, resident, None))
+    )
+    with casting.cast(1, None) as (weight, _):
+        assert weight is resident
