@@ -1,13 +1,13 @@
 """Ovis-Image in plain PyTorch: text to image, one file per stage.
 
-| stage                      | module                  | in -> out                                      |
-|----------------------------|-------------------------|------------------------------------------------|
-| prompt -> tokens           | `prompt`                | str -> up to 284 ids                           |
-| tokens -> text states      | `text_encoder`          | -> (B, 256, 2048)                              |
-| latents -> packed tokens   | `latents`               | (B, 16, H, W) -> (B, HW/4, 64)                 |
-| tokens -> velocity         | `transformer`, `layers` | latents, sigma, text states -> (B, 16, H, W)   |
-| noise -> latents           | `sampling`, `guidance`  | -> (B, 16, H, W)                               |
-| latents -> image           | `autoencoder`           | -> (B, 3, 8H, 8W)                              |
+| stage                    | module                          | in -> out                                    |
+|--------------------------|---------------------------------|----------------------------------------------|
+| prompt -> tokens         | `prompt`                        | str -> up to 284 ids                         |
+| tokens -> text states    | `text_encoder`                  | -> (B, 256, 2048)                            |
+| latents -> packed tokens | `latents`                       | (B, 16, H, W) -> (B, HW/4, 64)               |
+| tokens -> velocity       | `transformer`, `layers`, `rope` | latents, sigma, text states -> (B, 16, H, W) |
+| noise -> latents         | `sampling`, `guidance`          | -> (B, 16, H, W)                             |
+| latents -> image         | `autoencoder`                   | -> (B, 3, 8H, 8W)                            |
 
 `checkpoint` reads the published files, `export` writes them (`layouts` knows their names, `storage` and
 `gguf` their bytes, `quantized` and `dequantize` what smaller weights mean); `lora` and `lora_export` do so

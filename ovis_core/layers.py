@@ -1,11 +1,11 @@
 """The blocks of the MMDiT.
 
 B batch, L tokens (text first, then image), D hidden, H heads. Names follow FLUX. Two seams enter here:
-`ops`, the namespace that Linear, LayerNorm and RMSNorm come from (`torch.nn`, or ComfyUI's for casting,
-offloading and quantised weights), and `attention`, a function of q, k, v and the rotary table. One whose
-attribute `is_watched` is true lets others see q, k and v, which then stay as they are; one whose
-`takes_rotated` is true also takes q and k that are rotated already, and None for the table. `AdaLayerNorm`
-and `QKNorm` may be given a kernel that does all they do at once.
+`ops`, the namespace that Linear and RMSNorm come from (`torch.nn`, or ComfyUI's for casting, offloading and
+quantised weights), and `attention`, a function of q, k, v and the rotary table. One whose attribute
+`is_watched` is true lets others see q, k and v, which then stay as they are; one whose `takes_rotated` is
+true also takes q and k that are rotated already, and None for the table. `AdaLayerNorm` and `QKNorm` may be
+given a kernel that does all they do at once.
 
 Residuals are added out of place: an in-place add would overwrite what gradient checkpointing needs for the
 backward pass.
@@ -14,11 +14,14 @@ backward pass.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .rope import apply_rope
 
 Attention = Callable[..., Tensor]  # q, k, v (B, H, L, D/H), rotary table or None -> (B, L, D)
 Ops = ModuleType | type
@@ -76,10 +79,11 @@ class DoubleStreamBlock(nn.Module):
 class SingleStreamBlock(nn.Module):
     """Attention and MLP side by side on all tokens; the rows of `linear1` are [q, k, v, mlp, gate].
 
-    `hold(linear1, x)` gives linear1 for several calls, where each alone would cast or move its weight.
+    `hold(linear1, x)` gives linear1 for several calls, where each alone would cast or move its weight, or
+    None where it is to be called once.
     """
 
-    hold: Callable[[nn.Module, Tensor], AbstractContextManager[Linear]] = staticmethod(
+    hold: Callable[[nn.Module, Tensor], AbstractContextManager[Linear] | None] = staticmethod(
         lambda layer, x: nullcontext(layer)
     )
 
@@ -99,8 +103,10 @@ class SingleStreamBlock(nn.Module):
         shift, scale, gate = self.modulation(vec)
         if not is_inference():
             run = self._differentiably
+        elif num_parts(*x.shape[:2]) > 1 and (held := self.hold(self.linear1, x)) is not None:
+            run = partial(self._in_parts, held)
         else:
-            run = self._in_parts if num_parts(*x.shape[:2]) > 1 else self._at_once
+            run = self._at_once
         return clip_fp16(torch.addcmul(x, gate, self.linear2(run(x, shift, scale, pe, attention))))
 
     def _differentiably(
@@ -120,14 +126,22 @@ class SingleStreamBlock(nn.Module):
         del mlp, mlp_gate  # and with them and v the rows of linear1
         return self._attend(joined, q, k, v, None if early else pe, attention)
 
-    def _in_parts(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
+    def _in_parts(
+        self,
+        held: AbstractContextManager[Linear],
+        x: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        pe: Tensor,
+        attention: Attention,
+    ) -> Tensor:
         """The same in 13 hidden sizes a token instead of 19: linear1's rows, 11, never exist whole."""
         early = self.norm.rotates(attention)
         joined, v = self._space(x)
         q, k = x.new_empty(2, *v.shape)
         batch, length, hidden = x.shape
         size = -(-length // num_parts(batch, length))
-        with self.hold(self.linear1, x) as linear1:
+        with held as linear1:
             for part in (slice(start, start + size) for start in range(0, length, size)):
                 q[:, :, part], k[:, :, part], v[:, :, part], mlp, mlp_gate = self._project(
                     linear1, x[:, part], shift, scale, pe[:, :, part] if early else None
@@ -263,48 +277,6 @@ class MLPEmbedder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_layer(functional.silu(self.in_layer(x)))
-
-
-class EmbedND(nn.Module):
-    """Rotary table of positions on several axes, `axes_dim` rotary dimensions each."""
-
-    def __init__(self, axes_dim: tuple[int, ...], theta: float):
-        super().__init__()
-        self.axes_dim = axes_dim
-        self.theta = theta
-
-    def forward(self, ids: Tensor, device: torch.device) -> Tensor:
-        """ids (L, axes), whole numbers on the CPU -> float32 rotation matrices (1, 1, L, D/H/2, 2, 2).
-
-        Angles are taken in float64, since float32 loses about 1e-4 rad at the far side of a large image, and
-        on the CPU, since some devices have no float64; but once for each position of an axis, not for each
-        token.
-        """
-        ids = ids.long()
-        tables = []
-        for axis, dim in enumerate(self.axes_dim):
-            positions = torch.arange(int(ids[:, axis].max()) + 1, dtype=torch.float64)
-            angle = positions[:, None] * self.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-            cos, sin = angle.cos(), angle.sin()
-            table = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2)).float()
-            tables.append(table.to(device)[ids[:, axis].to(device)])
-        return torch.cat(tables, dim=1)[None, None]
-
-
-def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of x (B, H, L, D/H) by pe, in float32 or wider."""
-    dtype = torch.promote_types(x.dtype, pe.dtype)
-    if x.requires_grad:
-        pairs = x.to(dtype).unflatten(-1, (-1, 1, 2))
-        rotated = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
-        return rotated.flatten(-2).to(x.dtype)
-    # The same in a third of the memory: the pairs' halves one by one, into the copy that is returned.
-    wide = x.to(dtype, copy=True)
-    first, second = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.addcmul(pe[..., 1, 0] * first, pe[..., 1, 1], second)
-    first.mul_(pe[..., 0, 0]).addcmul_(pe[..., 0, 1], second)
-    second.copy_(rotated)
-    return wide.to(x.dtype)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:

@@ -22,7 +22,6 @@ from .layers import (
     NORM_EPS,
     Attention,
     DoubleStreamBlock,
-    EmbedND,
     LastLayer,
     MLPEmbedder,
     Ops,
@@ -32,6 +31,7 @@ from .layers import (
 )
 from .layouts import num_blocks
 from .residual_cache import CachedForward
+from .rope import EmbedND
 
 TIME_DIM = 256
 MAX_TABLES = 4  # sizes whose rotary tables are kept, 4 MB each at 1024x1024

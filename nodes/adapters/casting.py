@@ -1,7 +1,7 @@
 """ComfyUI's layers, where they are not called once and as they are."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import comfy.ops
@@ -37,33 +37,34 @@ def cast(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
-@contextmanager
-def held(layer: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor], Tensor]] | None:
     """A linear layer to call several times with tensors like x, whose weight is brought over once.
 
     Each call of ComfyUI's layer would stream it, multiply it out and patch it again. With dynamic VRAM a
     weight that does not fit is patched where it lies, so that a LoRA would be added as often as it is called.
+    None where only the layer itself will do, which is then to be called once.
     """
     if is_hooked(layer) or not isinstance(layer, comfy.ops.CastWeightBiasOp):
-        yield layer
-    elif isinstance(layer.weight, QuantizedTensor) and not is_gguf(layer.weight):
-        with _on_device(layer, x):
-            yield layer  # which multiplies quantised
-    else:
-        with cast(layer, x) as (weight, bias):
-            yield partial(functional.linear, weight=weight, bias=bias)
+        return None
+    if isinstance(layer.weight, QuantizedTensor) and not is_gguf(layer.weight):
+        return _on_device(layer, x)
+    return _as_product(layer, x)
 
 
 @contextmanager
-def _on_device(layer: nn.Module, x: Tensor) -> Iterator[None]:
+def _as_product(layer: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    with cast(layer, x) as (weight, bias):
+        yield partial(functional.linear, weight=weight, bias=bias)
+
+
+@contextmanager
+def _on_device(layer: nn.Module, x: Tensor) -> Iterator[nn.Module]:
+    """The layer itself, which multiplies quantised and patches a copy, with its weight on x's device."""
     weight = layer.weight
-    if weight.device == x.device or hasattr(
-        layer, "_v"
-    ):  # dynamic VRAM's, prefetched and never patched twice
-        yield
-        return
-    comfy.utils.set_attr_param(layer, "weight", weight.to(x.device))
+    is_there = weight.device == x.device or hasattr(layer, "_v")  # dynamic VRAM has brought the block over
+    if not is_there:
+        comfy.utils.set_attr_param(layer, "weight", weight.to(x.device))
     try:
-        yield
+        yield layer
     finally:
         layer.weight = weight

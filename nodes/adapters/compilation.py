@@ -86,8 +86,6 @@ class OpaqueLayer(nn.Module):
 class OpaqueOps:
     """The `ops` seam for a block to be compiled."""
 
-    LayerNorm = nn.LayerNorm  # the blocks' have no weights
-
     @staticmethod
     def Linear(in_features: int, out_features: int, **_) -> OpaqueLayer:
         return OpaqueLayer(out_features)

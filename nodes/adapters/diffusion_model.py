@@ -27,7 +27,7 @@ from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.sampling import MAX_MU
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .attention import with_attention
-from .casting import held
+from .casting import hold
 from .fused import join_operations
 from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
@@ -110,7 +110,7 @@ class ComfyTransformer(OvisImageTransformer):
         self.modulation = ModulationTable(self)
         join_operations(self)
         for block in self.single_blocks:
-            block.hold = held
+            block.hold = hold
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **kwargs

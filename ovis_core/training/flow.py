@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ..latents import num_image_tokens
-from ..layers import Attention, apply_rope
+from ..layers import Attention
+from ..rope import apply_rope
 from ..sampling import Velocity, shift_mu
 from ..transformer import OvisImageTransformer
 

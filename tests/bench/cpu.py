@@ -9,6 +9,7 @@ is counted on the model in the pack.
 
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -45,10 +46,15 @@ def main() -> None:
     print(markdown(rows, NOTE))
 
 
+@cache
+def full_size(side: int) -> dict[str, Meter]:
+    runs = forwards(FULL, 2, side // 8, side // 8, "meta", torch.bfloat16)
+    return {name: measure(run) for name, run in runs.items()}
+
+
 def counted() -> Iterator[Row]:
     for side in SIDES:
-        runs = forwards(FULL, 2, side // 8, side // 8, "meta", torch.bfloat16)
-        meters = {name: measure(run) for name, run in runs.items()}
+        meters = full_size(side)
         for peer in PEERS:
             ours, theirs = meters["ours"], meters[peer]
             for id, what, unit, value in (
@@ -63,10 +69,9 @@ def counted() -> Iterator[Row]:
 def in_comfyui() -> Iterator[Row]:
     """Of the pack's model there, where a schedule's modulation is computed before the first step."""
     for side in SIDES[:2]:
-        runs = forwards(FULL, 2, side // 8, side // 8, "meta", torch.bfloat16)
         ours = measure(tabulated(FULL, 2, side // 8, side // 8))
         for peer in PEERS:
-            theirs = measure(runs[peer])
+            theirs = full_size(side)[peer]
             numbers = [sum(meter.operators.values()) for meter in (ours, theirs)]
             what = f"operators a step in ComfyUI, {side}x{side}"
             yield less_is_better(f"step-operators-{side}-{peer}", what, *numbers, peer, "", COMMAND)

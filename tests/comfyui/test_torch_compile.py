@@ -196,6 +196,7 @@ def test_with_the_cache(pack, model, compiled, counter):
 def test_inductors_kernels_are_close(pack):
     """One small block, on two sizes."""
     compilation, layers = pack("nodes.adapters.compilation"), pack("ovis_core.layers")
+    rope = pack("ovis_core.rope")
     config = pack("ovis_core.transformer").TransformerConfig(
         hidden_size=32, num_heads=2, mlp_size=64, axes_dim=(4, 6, 6)
     )
@@ -212,7 +213,7 @@ def test_inductors_kernels_are_close(pack):
     with torch.inference_mode():
         for batch, length in ((2, 5), (3, 9)):
             x, vec = torch.randn(batch, length, 32), torch.randn(batch, 32)
-            pe = layers.EmbedND(config.axes_dim, 1e4)(torch.zeros(length, 3), x.device)
+            pe = rope.EmbedND(config.axes_dim, 1e4)(torch.zeros(length, 3), x.device)
             expected = block(x, vec, pe, Plain())
             assert distance(runner(block, x, vec, pe, attention=Plain()), expected) <= 1e-5
 
