@@ -3,7 +3,7 @@
 import torch
 
 from .attention import ATTENTION, SAGE, TORCHS, has_torch_attention
-from .diffusion_model import ComfyTransformer
+from .transformer import ComfyTransformer
 
 
 def model_with_attention(model, kernel: str):

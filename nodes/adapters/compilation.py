@@ -25,7 +25,7 @@ from torch.fx.experimental import _config as shapes
 
 from ...ovis_core.layers import Attention
 from ...ovis_core.transformer import TransformerConfig
-from .diffusion_model import BLOCK_RUNNER, ComfyTransformer
+from .transformer import BLOCK_RUNNER, ComfyTransformer
 
 
 class RunningBlock(NamedTuple):

@@ -9,8 +9,8 @@ import folder_paths
 from ...ovis_core.lora import Lora, read_lora
 from ...ovis_core.lora_export import DIALECTS, write_lora
 from ...ovis_core.storage import read_header, write_tensors
-from .diffusion_model import ComfyTransformer
 from .lora_patches import alpha_of, patches_of
+from .transformer import ComfyTransformer
 
 __all__ = ["DIALECTS", "convert_lora", "load_lora", "lora_names"]
 

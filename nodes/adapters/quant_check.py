@@ -4,7 +4,7 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
-from .diffusion_model import ComfyTransformer
+from .transformer import ComfyTransformer
 
 NUM_ROWS = 64  # of random inputs to each layer
 SEED = 0

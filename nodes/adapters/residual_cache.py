@@ -8,7 +8,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...ovis_core.residual_cache import CachedForward, CacheSettings, ResidualCache
-from .diffusion_model import RESIDUAL_CACHE, ComfyTransformer
+from .transformer import RESIDUAL_CACHE, ComfyTransformer
 
 log = logging.getLogger(__name__)
 

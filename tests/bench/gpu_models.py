@@ -151,7 +151,7 @@ class Comfy:
         cache = None
         if self.is_cached:
             cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
-            shared[diffusion_model.RESIDUAL_CACHE] = cache
+            shared[residual_cache.RESIDUAL_CACHE] = cache
 
         def evaluate() -> Tensor:
             passes = [

@@ -87,7 +87,7 @@ def forwards(
 def tabulated(config: TransformerConfig, batch: int, height: int, width: int) -> Forward:
     """A forward as the pack's sampling runs take it, bfloat16 without data; modulation comes from a table."""
     factory = {"device": "meta", "dtype": torch.bfloat16}
-    network = pack.diffusion_model.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
+    network = pack.comfy_transformer.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
     x = torch.randn(batch, 16, height, width, **factory)
     context = torch.randn(batch, 256, config.context_dim, **factory)
     sigma = torch.full((batch,), 0.75, device="meta")

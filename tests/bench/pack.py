@@ -40,11 +40,13 @@ from ovis_image_pack.nodes.adapters import (  # noqa: E402
     patcher,
     residual_cache,
 )
+from ovis_image_pack.nodes.adapters import transformer as comfy_transformer  # noqa: E402
 from ovis_image_pack.ovis_core import latents, layers, layouts, sampling, transformer  # noqa: E402
 from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
 
 __all__ = [
     "comfy",
+    "comfy_transformer",
     "compilation",
     "core_cache",
     "diffusion_model",
