@@ -133,16 +133,24 @@ class OvisImageTransformer(nn.Module):
         context_dim), zero where padded; padding takes part in the attention, as in training. cache: may leave
         out all blocks but the first. Returns (B, C, H, W) in x's dtype.
         """
+        return self.evaluate(x, sigma, self.project_text(context), attention, cache)
+
+    def project_text(self, context: Tensor) -> Tensor:
+        """Text states (B, L, context_dim) -> text tokens (B, L, D); the same for all sigmas."""
+        return self.txt_in(self.txt_norm(context))
+
+    def evaluate(
+        self, x: Tensor, sigma: Tensor, txt: Tensor, attention: Attention, cache: CachedForward | None
+    ) -> Tensor:
+        """The velocity, with text tokens (B, L, D) in the place of text states."""
         height, width = x.shape[-2:]
         padded = pad_to_patch(x)
         even_height, even_width = padded.shape[-2:]
 
         vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(x.dtype))  # (B, D)
-        pe = self.rotary_table(context.shape[1], even_height, even_width, x.device)
-        # No name here keeps the tokens (B, L, D) that the blocks start from.
-        tokens = self.run_blocks(
-            self.img_in(pack_latents(padded)), self.txt_in(self.txt_norm(context)), vec, pe, attention, cache
-        )
+        pe = self.rotary_table(txt.shape[1], even_height, even_width, x.device)
+        # No name here keeps the image's tokens (B, L, D) that the blocks start from.
+        tokens = self.run_blocks(self.img_in(pack_latents(padded)), txt, vec, pe, attention, cache)
         tokens = self.final_layer(tokens, vec)
         return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -24,6 +23,7 @@ from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
 from .modulation import tabulate
 from .patcher import OvisImagePatcher, name_layers, patch_model
+from .text_states import TextStates
 from .transformer import BLOCK_RUNNER, NO_CONTROLNETS, ComfyTransformer
 
 WEIGHT_DTYPES = {
@@ -96,7 +96,7 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         return batch * num_tokens * values * size
 
     def extra_conds(self, **kwargs) -> dict:
-        """Text states as they are; by default ComfyUI repeats a shorter prompt to a longer one's length.
+        """Text states as `TextStates`, where and as the network takes them.
 
         Raises ValueError for a ControlNet, before it runs: FLUX's do not fit the text states.
         """
@@ -104,7 +104,8 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
             raise ValueError(NO_CONTROLNETS)
         conds = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         if "c_crossattn" in conds:
-            conds["c_crossattn"] = comfy.conds.CONDRegular(conds["c_crossattn"].cond)
+            context = conds["c_crossattn"].cond
+            conds["c_crossattn"] = TextStates(context.to(kwargs["device"], self.get_dtype_inference()))
         return conds
 
 

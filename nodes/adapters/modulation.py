@@ -26,10 +26,11 @@ from torch.nn import functional
 from ...ovis_core.layers import Modulation, timestep_embedding
 from ...ovis_core.transformer import TIME_DIM
 from .checks import LateFlag
+from .text_states import Projections
 
 log = logging.getLogger(__name__)
 
-MODULATION_RUN = "ovis_modulation_run"
+SAMPLING_RUN = "ovis_sampling_run"
 MAX_ROWS = 256  # 233 MiB in bfloat16; sigmas beyond are computed step by step
 
 
@@ -37,14 +38,15 @@ class OffSchedule(Exception):
     """The sampler has evaluated the model at a sigma that its schedule does not have."""
 
 
-class ModulationRun:
-    """What a sampling run tells the networks: its sigmas, and the state of the weights."""
+class SamplingRun:
+    """What a run tells the networks, its sigmas and the state of the weights, and what it keeps for them."""
 
     def __init__(self, sigmas: Sequence[float], weights: Hashable, is_read: bool):
         """weights: equal for equal weights of one network. is_read: sigmas are read from the device."""
         self.sigmas = tuple(sorted({sigma for sigma in sigmas if sigma > 0}))
         self.weights = weights
         self.is_read = is_read
+        self.texts = Projections()
         self._is_off: LateFlag | None = None
 
     def watch(self, is_off: Tensor) -> None:
@@ -87,7 +89,7 @@ class ModulationTable:
         return plain(x) if self._row is None else self._row[:, values]
 
     @contextmanager
-    def rows_of(self, run: ModulationRun | None, sigma: Tensor, dtype: torch.dtype) -> Iterator[None]:
+    def rows_of(self, run: SamplingRun | None, sigma: Tensor, dtype: torch.dtype) -> Iterator[None]:
         """sigma (B,). Without a run, with gradients and inside compiled code the layers run as always."""
         is_used = run and run.sigmas and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         self._row = self._look_up(run, sigma, dtype) if is_used else None
@@ -96,7 +98,7 @@ class ModulationTable:
         finally:
             self._row = None
 
-    def _look_up(self, run: ModulationRun, sigma: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def _look_up(self, run: SamplingRun, sigma: Tensor, dtype: torch.dtype) -> Tensor | None:
         key = run.sigmas, run.weights, dtype, sigma.device
         if key != self._key:
             self.forget()
@@ -137,7 +139,7 @@ def modulation_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 def tabulate(patcher) -> None:
     """Gives every sampling run of a MODEL, and of its clones, a table."""
-    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, MODULATION_RUN, _sample)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING_RUN, _sample)
 
 
 _off_schedule: set[str] = set()  # samplers that have been found out
@@ -158,7 +160,7 @@ def _sample(
     conds = {kind: [cond.copy() for cond in conds] for kind, conds in guider.conds.items()}
     try:
         for is_read in (is_cpu or name in _off_schedule, True):
-            run = options[MODULATION_RUN] = ModulationRun(steps, patcher.patches_uuid, is_read)
+            run = options[SAMPLING_RUN] = SamplingRun(steps, patcher.patches_uuid, is_read)
             try:
                 samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
                 run.finish()
@@ -168,4 +170,4 @@ def _sample(
                 _off_schedule.add(name)
                 guider.conds = conds
     finally:
-        del options[MODULATION_RUN]
+        del options[SAMPLING_RUN]

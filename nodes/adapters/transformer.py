@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ...ovis_core.residual_cache import CachedForward
 from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .attention import with_attention
-from .casting import hold
+from .casting import hold, is_hooked
 from .fused import join_operations
-from .modulation import MODULATION_RUN, ModulationTable
+from .modulation import SAMPLING_RUN, ModulationTable
 from .prefetch import Prefetch
 
 # What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
@@ -114,8 +114,11 @@ class ComfyTransformer(OvisImageTransformer):
     ) -> Tensor:
         options = transformer_options or {}
         cache = options[RESIDUAL_CACHE].forward(options["uuids"]) if RESIDUAL_CACHE in options else None
-        with self.modulation.rows_of(options.get(MODULATION_RUN), timestep, x.dtype):
-            return super().forward(x, timestep, context, PatchedAttention(options), cache)
+        run = options.get(SAMPLING_RUN)
+        is_kept = run and not (is_hooked(self.txt_norm) or is_hooked(self.txt_in))
+        txt = run.texts.of(self.project_text, context) if is_kept else self.project_text(context)
+        with self.modulation.rows_of(run, timestep, x.dtype):
+            return self.evaluate(x, timestep, txt, PatchedAttention(options), cache)
 
     def run_blocks(
         self,

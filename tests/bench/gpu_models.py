@@ -147,7 +147,7 @@ class Comfy:
             parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
         if self.is_tabulated:
             is_read = inputs.sigma.device.type == "cpu"
-            shared[modulation.MODULATION_RUN] = modulation.ModulationRun(SIGMAS, "bench", is_read)
+            shared[modulation.SAMPLING_RUN] = modulation.SamplingRun(SIGMAS, "bench", is_read)
         cache = None
         if self.is_cached:
             cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
@@ -178,7 +178,7 @@ class Comfy:
         model = self.patcher.clone()
         model.model_options["transformer_options"].update(self.options)
         if not self.is_tabulated:
-            model.remove_wrappers_with_key("outer_sample", modulation.MODULATION_RUN)
+            model.remove_wrappers_with_key("outer_sample", modulation.SAMPLING_RUN)
         if self.is_cached:
             model = residual_cache.cached_model(model, math.inf, 4, 1, 0, print)
         guider = comfy.samplers.CFGGuider(model)

@@ -93,8 +93,8 @@ def tabulated(config: TransformerConfig, batch: int, height: int, width: int) ->
     sigma = torch.full((batch,), 0.75, device="meta")
 
     def forward() -> torch.Tensor:
-        run = pack.modulation.ModulationRun([0.75], "the same weights", is_read=False)
-        return network(x, sigma, context, transformer_options={pack.modulation.MODULATION_RUN: run})
+        run = pack.modulation.SamplingRun([0.75], "the same weights", is_read=False)
+        return network(x, sigma, context, transformer_options={pack.modulation.SAMPLING_RUN: run})
 
     return forward
 

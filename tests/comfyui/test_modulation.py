@@ -16,7 +16,7 @@ def modulation(pack):
 def plain(model, modulation):
     """The MODEL without a table."""
     clone = model.clone()
-    clone.remove_wrappers_with_key("outer_sample", modulation.MODULATION_RUN)
+    clone.remove_wrappers_with_key("outer_sample", modulation.SAMPLING_RUN)
     return clone
 
 
@@ -147,9 +147,9 @@ def test_a_schedule_longer_than_the_table_runs_without(sample, plain, modulation
 def test_with_gradients_the_layers_run_as_always(model, modulation, monkeypatch):
     monkeypatch.setattr("comfy.model_management.in_training", True)
     network = model.model.diffusion_model
-    run = modulation.ModulationRun([1.0, 0.5], None, True)
+    run = modulation.SamplingRun([1.0, 0.5], None, True)
     x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 256, 32)
-    options = {modulation.MODULATION_RUN: run, "uuids": []}
+    options = {modulation.SAMPLING_RUN: run, "uuids": []}
     weight = network.single_blocks[0].modulation.lin.weight.requires_grad_(True)
     try:
         network(x, torch.tensor([0.5]), context, transformer_options=options).sum().backward()
