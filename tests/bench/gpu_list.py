@@ -10,6 +10,7 @@ from gpu_models import (
     in_one_part,
     native_model,
     no_joined_operations,
+    no_kept_text,
     no_rotary_table,
     our_model,
 )
@@ -22,6 +23,7 @@ ABLATIONS = {
     "U0-flash": {"options": {"ovis_attention": "flash"}},
     "U0-cudnn": {"options": {"ovis_attention": "cudnn"}},
     "U0-table": {"is_tabulated": False},
+    "U0-text": {"around": (no_kept_text,)},
     "U0-parts": {"around": (in_one_part,)},
     "U0-joined": {"around": (no_joined_operations,)},
     "U0-rope": {"around": (no_rotary_table,)},

@@ -21,6 +21,7 @@ from pack import (
     modulation,
     patcher,
     residual_cache,
+    text_states,
 )
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -118,7 +119,7 @@ class Comfy:
 
     options: what its forwards find in transformer_options besides the MODEL's own. around: contexts that its
     forwards run in. is_cached: every second evaluation skips what the residual cache can skip. is_tabulated:
-    modulation comes from a table.
+    modulation comes from a table, and text tokens are kept.
     """
 
     patcher: comfy.model_patcher.ModelPatcher
@@ -263,6 +264,17 @@ def no_joined_operations(_: Comfy) -> Iterator[None]:
         yield
     finally:
         kind.__call__ = before
+
+
+@contextlib.contextmanager
+def no_kept_text(_: Comfy) -> Iterator[None]:
+    """The text states are projected for every forward."""
+    kind = text_states.Projections
+    before, kind.of = kind.of, lambda self, project, context: project(context)
+    try:
+        yield
+    finally:
+        kind.of = before
 
 
 @contextlib.contextmanager

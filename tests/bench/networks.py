@@ -85,15 +85,20 @@ def forwards(
 
 
 def tabulated(config: TransformerConfig, batch: int, height: int, width: int) -> Forward:
-    """A forward as the pack's sampling runs take it, bfloat16 without data; modulation comes from a table."""
+    """A forward as the pack's sampling runs take it, bfloat16 without data.
+
+    Modulation comes from a table, text tokens from the step before.
+    """
     factory = {"device": "meta", "dtype": torch.bfloat16}
     network = pack.comfy_transformer.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
     x = torch.randn(batch, 16, height, width, **factory)
     context = torch.randn(batch, 256, config.context_dim, **factory)
     sigma = torch.full((batch,), 0.75, device="meta")
+    texts = pack.text_states.Projections()
 
     def forward() -> torch.Tensor:
         run = pack.modulation.SamplingRun([0.75], "the same weights", is_read=False)
+        run.texts = texts
         return network(x, sigma, context, transformer_options={pack.modulation.SAMPLING_RUN: run})
 
     return forward

@@ -39,6 +39,7 @@ from ovis_image_pack.nodes.adapters import (  # noqa: E402
     modulation,
     patcher,
     residual_cache,
+    text_states,
 )
 from ovis_image_pack.nodes.adapters import transformer as comfy_transformer  # noqa: E402
 from ovis_image_pack.ovis_core import latents, layers, layouts, sampling, transformer  # noqa: E402
@@ -59,5 +60,6 @@ __all__ = [
     "patcher",
     "residual_cache",
     "sampling",
+    "text_states",
     "transformer",
 ]
