@@ -9,7 +9,6 @@ B batch, H heads, L tokens, D hidden. A kernel: q, k, v (B, H, L, D/H) -> (B, L,
 
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .measuring import REFUSALS, WORTH, cuda_seconds, is_close, median_seconds
+from .measuring import REFUSALS, WORTH, Choices, cuda_seconds, is_close, median_seconds
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,6 @@ TORCHS = ("cudnn", "flash", "efficient")  # as torch's functions name them
 KERNELS = (MEASURED, COMFYUI, *TORCHS, SAGE)
 
 LENGTH_STEP = 256  # lengths up to the next multiple share a measurement
-MAX_SHAPES = 256
 
 
 def with_attention(options: dict) -> dict:
@@ -85,38 +83,15 @@ class AttentionOverride:
 
     def __init__(self, choose: Callable[[Own, Tensor, Tensor, Tensor], Kernel | None]):
         self._choose = choose
-        self._chosen: dict[Shape, Kernel | None] = {}
-        self._lock = threading.Lock()
+        self._choices = Choices("attention")
 
     def __call__(self, comfyui: Callable, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> Tensor:
         own = partial(comfyui, q, k, v, *args, **kwargs)
         # Kernels are for inference: not all of them have gradients.
         if torch.is_grad_enabled() or not (q.shape == k.shape == v.shape) or not _is_plain(args, kwargs):
             return own()
-        shape = Shape.of(q)
-        if shape not in self._chosen:
-            with self._lock:
-                if shape not in self._chosen:
-                    self._keep(shape, self._choose(own, q, k, v))
-        kernel = self._chosen.get(shape)
-        if kernel is None:
-            return own()
-        try:
-            return kernel(q, k, v)
-        except REFUSALS as error:
-            if comfy.model_management.is_oom(error):
-                raise  # for ComfyUI, which makes room
-            log.warning(
-                "attention on %s: ComfyUI's own from now on, since the kernel fails: %s", shape, error
-            )
-        with self._lock:
-            self._keep(shape, None)
-        return own()
-
-    def _keep(self, shape: Shape, kernel: Kernel | None) -> None:
-        if len(self._chosen) >= MAX_SHAPES and shape not in self._chosen:
-            self._chosen.pop(next(iter(self._chosen)))
-        self._chosen[shape] = kernel
+        choose = partial(self._choose, own, q, k, v)
+        return self._choices.run(Shape.of(q), choose, lambda *_: own(), q, k, v)
 
 
 def _is_plain(args: Sequence, kwargs: Mapping) -> bool:

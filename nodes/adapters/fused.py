@@ -8,8 +8,7 @@ B batch, H heads, L tokens, D hidden.
 """
 
 import logging
-import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 
 import comfy.model_management
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from ...ovis_core.layers import NORM_EPS, AdaLayerNorm, QKNorm, ada_layer_norm
 from .casting import cast, is_hooked
-from .measuring import REFUSALS, WORTH, cuda_seconds, is_close, median_seconds
+from .measuring import WORTH, Choices, cuda_seconds, is_close, median_seconds
 
 log = logging.getLogger(__name__)
 
@@ -35,28 +34,17 @@ class Fused:
 
     def __init__(self, name: str, kernel: Callable[..., Tensors], plain: Callable[..., Tensors]):
         self.name, self.kernel, self.plain = name, kernel, plain
-        self._is_worth: dict[Hashable, bool] = {}
-        self._lock = threading.Lock()
+        self._choices = Choices(name)
 
     def __call__(self, *tensors: Tensor) -> Tensors:
         first = tensors[0]
         # Sizes within a factor of two share a measurement.
         layout = first.shape[0], first.shape[-1], first.is_contiguous()
         key = first.device, first.dtype, layout, first.numel().bit_length()
-        if key not in self._is_worth:
-            with self._lock:
-                if key not in self._is_worth:
-                    self._is_worth[key] = self._measure(tensors)
-        if not self._is_worth[key]:
-            return self.plain(*tensors)
-        try:
-            return self.kernel(*tensors)
-        except REFUSALS as error:
-            if comfy.model_management.is_oom(error):
-                raise  # for ComfyUI, which makes room
-            log.warning("%s on %s: plain operations from now on, since it fails: %s", self.name, key, error)
-        self._is_worth[key] = False
-        return self.plain(*tensors)
+        return self._choices.run(key, lambda: self._choose(tensors), self.plain, *tensors)
+
+    def _choose(self, tensors: Tensors) -> Callable[..., Tensors] | None:
+        return self.kernel if self._measure(tensors) else None
 
     def _measure(self, tensors: Tensors) -> bool:
         device = tensors[0].device

@@ -1,10 +1,16 @@
 """Which of several ways to compute the same is the fastest here, and whether they do compute the same."""
 
-from collections.abc import Callable, Sequence
+import logging
+import threading
+from collections.abc import Callable, Hashable, Sequence
 from statistics import median
+from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 BUDGET = 0.02  # seconds that a measurement may take, after one call of each way to warm up
 MAX_ROUNDS = 9
@@ -14,6 +20,45 @@ TOLERANCE = 0.02  # of relative difference; bfloat16's rounding makes a few thou
 
 # What kernels raise for what they cannot compute, running out of memory among it; sageattention asserts.
 REFUSALS = (RuntimeError, ValueError, AssertionError)
+MAX_CHOICES = 256
+
+
+class Choices:
+    """Kernels that are chosen once for a key, in the whole process; the oldest choices go first."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._chosen: dict[Hashable, Callable | None] = {}
+        self._lock = threading.Lock()
+
+    def run(
+        self, key: Hashable, choose: Callable[[], Callable | None], plain: Callable, *tensors: Tensor
+    ) -> Any:
+        """What the chosen kernel makes of the tensors; plain does it where choose() gives none.
+
+        A kernel that fails is not asked again. Running out of memory is no failure: ComfyUI makes room.
+        """
+        if key not in self._chosen:
+            with self._lock:
+                if key not in self._chosen:
+                    self._keep(key, choose())
+        kernel = self._chosen.get(key)
+        if kernel is None:
+            return plain(*tensors)
+        try:
+            return kernel(*tensors)
+        except REFUSALS as error:
+            if comfy.model_management.is_oom(error):
+                raise
+            log.warning("%s on %s: ComfyUI's own from now on, since it fails: %s", self.name, key, error)
+        with self._lock:
+            self._keep(key, None)
+        return plain(*tensors)
+
+    def _keep(self, key: Hashable, kernel: Callable | None) -> None:
+        if len(self._chosen) >= MAX_CHOICES and key not in self._chosen:
+            self._chosen.pop(next(iter(self._chosen)))
+        self._chosen[key] = kernel
 
 
 def is_close(given: Tensor, expected: Tensor) -> bool:

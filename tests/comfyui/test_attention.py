@@ -144,8 +144,8 @@ def test_shapes_are_measured_apart_and_near_lengths_together(attention):
     assert len(bench(*map(torch.Tensor.double, tensors()))) > 1
 
 
-def test_what_is_kept_is_bounded(attention, monkeypatch):
-    monkeypatch.setattr(attention, "MAX_SHAPES", 2)
+def test_what_is_kept_is_bounded(attention, pack, monkeypatch):
+    monkeypatch.setattr(pack("nodes.adapters.measuring"), "MAX_CHOICES", 2)
     bench = Bench(attention, cudnn=0.5e-3)
     for heads in (1, 2, 3):
         bench(*tensors((1, heads, 8, 16)))
@@ -463,7 +463,7 @@ def test_another_nodes_override_goes_first(comfyui, model, choose, cudnn, sage, 
 
 
 def test_ours_watches_nothing(pack, comfyui, model, cudnn):
-    watched = pack("nodes.adapters.diffusion_model").PatchedAttention
+    watched = pack("nodes.adapters.transformer").PatchedAttention
     assert not watched(model.model_options["transformer_options"]).is_watched
     seen = []
 
@@ -528,7 +528,7 @@ def test_attention_that_is_compiled_with_its_model_is_comfyuis(pack, cudnn, monk
     kernel = comfy.ldm.modules.attention.attention_pytorch  # a GPU's, which can be compiled
     monkeypatch.setattr("comfy.ldm.flux.math.optimized_attention", kernel)
     torch._dynamo.reset()
-    patched = pack("nodes.adapters.diffusion_model").PatchedAttention({})
+    patched = pack("nodes.adapters.transformer").PatchedAttention({})
     q, k, v = tensors()
     compiled = torch.compile(lambda q, k, v: patched(q, k, v, None), backend="eager", fullgraph=True)
     with torch.inference_mode():

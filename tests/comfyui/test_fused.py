@@ -21,7 +21,7 @@ def joined(model, fused, monkeypatch):
     monkeypatch.setattr(fused, "has_kernel", lambda name: True)
     for operation in (fused.ADALN, fused.RMS_ROPE):
         monkeypatch.setattr(operation, "_measure", lambda tensors: True)
-        monkeypatch.setattr(operation, "_is_worth", {})
+        monkeypatch.setattr(operation, "_choices", type(operation._choices)(operation.name))
         monkeypatch.setattr(operation, "kernel", counting(operation.kernel, calls[operation.name]))
     network = model.model.diffusion_model
     before = {module: vars(module).pop("kernel", None) for module in network.modules()}
