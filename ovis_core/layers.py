@@ -298,8 +298,8 @@ def is_inference() -> bool:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, in gate's memory where no gradient needs it."""
-    if gate.requires_grad or up.requires_grad:
+    """silu(gate) * up, in gate's memory where no gradient needs it and no compiler decides."""
+    if gate.requires_grad or up.requires_grad or torch.compiler.is_compiling():
         return functional.silu(gate) * up
     return functional.silu(gate, inplace=True).mul_(up)
 

@@ -7,25 +7,32 @@ patches see what they see without compilation. What torch fuses is everything be
 modulation, gates, activations, residual sums. (ComfyUI's `set_torch_compile_wrapper` traces ComfyUI's layers
 instead, so that its node needs a clone without dynamic VRAM.)
 
-Sizes are symbols in the compiled code, but torch takes a batch of 1 for a constant: so there are at most two
-codes of each kind, one for a batch of 1 and one for more.
+Sizes are symbols in the compiled code, so that there is one code of each kind.
 """
 
 import importlib.util
 import shutil
 import sys
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import lru_cache
 from operator import attrgetter
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch.fx.experimental import _config as shapes
 
 from ...ovis_core.layers import Attention
 from ...ovis_core.transformer import TransformerConfig
 from .transformer import BLOCK_RUNNER, ComfyTransformer
+
+# Sizes that happen to be equal, such as 3072 tokens and 3072 channels, stay two sizes, and 1 is one like any.
+SIZES = {"use_duck_shape": False, "backed_size_oblivious": True}
+# Codes of a kind of block in a process: every size of model and every dtype has its own.
+LIMITS = {"recompile_limit": 64}
 
 
 class RunningBlock(NamedTuple):
@@ -109,11 +116,15 @@ class CompiledBlock:
     def __call__(self, block: nn.Module, *tensors: Tensor, attention: Attention):
         token = _running.set(RunningBlock(self._layers_of(block), attention))
         try:
-            # Sizes that happen to be equal, such as 3072 tokens and 3072 channels, stay two sizes.
-            with shapes.patch(use_duck_shape=False):
+            with _known(shapes, SIZES), _known(dynamo, LIMITS):
                 return self._compiled(*tensors, OpaqueAttention())
         finally:
             _running.reset(token)
+
+
+def _known(config: ModuleType, settings: dict) -> AbstractContextManager:
+    """torch's settings for a while, of which older versions do not have all."""
+    return config.patch({name: value for name, value in settings.items() if hasattr(config, name)})
 
 
 @lru_cache(maxsize=8)

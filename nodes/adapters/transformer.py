@@ -117,6 +117,8 @@ class ComfyTransformer(OvisImageTransformer):
         run = options.get(SAMPLING_RUN)
         is_kept = run and not (is_hooked(self.txt_norm) or is_hooked(self.txt_in))
         txt = run.texts.of(self.project_text, context) if is_kept else self.project_text(context)
+        if BLOCK_RUNNER in options:
+            txt = txt.clone()  # compiled code tells a tensor that is kept from one that a block has made
         with self.modulation.rows_of(run, timestep, x.dtype):
             return self.evaluate(x, timestep, txt, PatchedAttention(options), cache)
 

@@ -1,5 +1,6 @@
 """OvisImageCompile: the same numbers as without, and how often torch compiles, counted by the backend."""
 
+import dataclasses
 import importlib.util
 import re
 import shutil
@@ -70,7 +71,7 @@ def distance(one, other):
     return ((one - other).norm() / other.norm()).item()
 
 
-SIZES = [(2, 8, 12, 256), (2, 16, 12, 256), (3, 7, 9, 77), (4, 8, 8, 100), (2, 8, 32, 256)]
+SIZES = [(2, 8, 12, 256), (2, 16, 12, 256), (3, 7, 9, 77), (4, 8, 8, 100), (2, 8, 32, 256), (1, 8, 12, 256)]
 
 
 def test_one_code_of_each_kind_for_all_blocks_sizes_batches_and_prompts(model, compiled, counter):
@@ -79,9 +80,34 @@ def test_one_code_of_each_kind_for_all_blocks_sizes_batches_and_prompts(model, c
     for size in SIZES:
         assert distance(forward(clone, *size), forward(model, *size)) <= 1e-6
     assert counter.graphs == 2
-    for size in SIZES[:2]:
-        assert distance(forward(clone, 1, *size[1:]), forward(model, 1, *size[1:])) <= 1e-6
-    assert counter.graphs == 4  # a batch of 1 has its own
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_sizes_of_one_are_sizes_like_any_other(model, compiled, counter, batch):
+    clone = compiled(model)
+    for size in ((batch, 8, 8, 256), (3 - batch, 10, 12, 40), (2, 2, 2, 3), (1, 4, 4, 1)):
+        assert distance(forward(clone, *size), forward(model, *size)) <= 1e-6
+    assert counter.graphs == 2
+
+
+def test_models_of_many_sizes_in_one_process(pack, model, compiled, counter):
+    """Each has codes of its own, more than torch allows by itself."""
+    network = model.model.diffusion_model
+    runner = options_of(compiled(model))[pack("nodes.adapters.transformer").BLOCK_RUNNER]
+    for dtype in (torch.float16, torch.float32, torch.bfloat16):
+        for mlp_size in (16, 24, 32, 48):
+            config = dataclasses.replace(network.config, mlp_size=mlp_size)
+            block = pack("ovis_core.layers").SingleStreamBlock(
+                config.hidden_size, config.num_heads, mlp_size, torch.nn, dtype=dtype
+            )
+            pack("nodes.adapters.compilation").BlockRunner(config, runner.backend)(
+                block,
+                torch.randn(2, 8, config.hidden_size, dtype=dtype),
+                torch.randn(2, config.hidden_size, dtype=dtype),
+                network.pe_embedder(torch.zeros(8, 3), torch.device("cpu")),
+                attention=pack("nodes.adapters.transformer").PatchedAttention({}),
+            )
+    assert counter.graphs == 12
 
 
 def test_another_clone_uses_the_same_code(model, compiled, counter):
@@ -194,7 +220,7 @@ def test_with_the_cache(pack, model, compiled, counter):
 @pytest.mark.timeout(900)  # torch compiles C++ headers the first time
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_inductors_kernels_are_close(pack):
-    """One small block, on two sizes."""
+    """One small block, on sizes of which some are 1, by one code."""
     compilation, layers = pack("nodes.adapters.compilation"), pack("ovis_core.layers")
     rope = pack("ovis_core.rope")
     config = pack("ovis_core.transformer").TransformerConfig(
@@ -211,7 +237,7 @@ def test_inductors_kernels_are_close(pack):
 
     runner = compilation.BlockRunner(config, "inductor")
     with torch.inference_mode():
-        for batch, length in ((2, 5), (3, 9)):
+        for batch, length in ((2, 5), (3, 9), (1, 7), (2, 1)):
             x, vec = torch.randn(batch, length, 32), torch.randn(batch, 32)
             pe = rope.EmbedND(config.axes_dim, 1e4)(torch.zeros(length, 3), x.device)
             expected = block(x, vec, pe, Plain())
