@@ -66,6 +66,7 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=ComfyTransformer
         )
+        self.exchanged_weights = {}  # by hooks, of all patchers of this model
         self.shapes = parameter_shapes(self.diffusion_model.config)
         self.aliases = name_layers(self.diffusion_model)
         parameters = (f"{alias}.weight" for alias in self.aliases)

@@ -109,7 +109,10 @@ class GGUFOps(comfy.ops.manual_cast):
             weight = weight.to(self.weight.dtype)
             if return_weight:
                 return weight
-            comfy.utils.set_attr_param(self, "weight", weight)
+            if inplace_update:  # by hooks, who write the weight from before over it again
+                self.weight.data.copy_(weight)
+            else:
+                comfy.utils.set_attr_param(self, "weight", weight)
 
     class Embedding(_Movable, comfy.ops.manual_cast.Embedding):
         def forward_comfy_cast_weights(self, ids: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -146,36 +149,15 @@ class GGUFPatcher(OvisImagePatcher):
         weight = self.backup[key].weight.to(device=device_to or weight.device)
         comfy.utils.set_attr_param(self.model, key, _patched(weight, key, self.patches[key]))
 
-    def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
-        weight = comfy.utils.get_attr(self.model, key)
-        if key not in combined_patches or not is_gguf(weight):
-            return super().patch_hook_weight_to_device(
-                hooks, combined_patches, key, original_weights, memory_counter
-            )
-        patched = _patched(weight, key, combined_patches[key])
-        self.cached_hook_patches.setdefault(hooks, {})[key] = (patched, weight.device)
-        self._set_hooked(key, weight, patched)
-
-    def patch_cached_hook_weights(self, cached_weights, key, memory_counter):
-        weight = comfy.utils.get_attr(self.model, key)
+    def hooked_weight(self, weight, key, patches, original_weights):
         if not is_gguf(weight):
-            return super().patch_cached_hook_weights(cached_weights, key, memory_counter)
-        self._set_hooked(key, weight, cached_weights[key][0])
-
-    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
-        hooked = self.model.__dict__.get("gguf_hooked", {})
-        for key in [key for key in hooked if not whitelist_keys_set or key in whitelist_keys_set]:
-            comfy.utils.set_attr_param(self.model, key, hooked.pop(key))
-        super().unpatch_hooks(whitelist_keys_set)
+            return super().hooked_weight(weight, key, patches, original_weights)
+        return _patched(weight, key, patches)
 
     def state_dict_for_saving(self, *args, **kwargs):
         raise ValueError(
             "a model with GGUF weights cannot be saved; load it with weight_dtype bf16 and save that"
         )
-
-    def _set_hooked(self, key: str, weight: Tensor, patched: Tensor) -> None:
-        self.model.__dict__.setdefault("gguf_hooked", {}).setdefault(key, weight)
-        comfy.utils.set_attr_param(self.model, key, patched)
 
 
 def _patched(weight: QuantizedTensor, key: str, patches: list) -> QuantizedTensor:

@@ -149,4 +149,9 @@ def low_precision_ops(model_config, compute_dtype: torch.dtype, device: torch.de
                     QuantizedTensor(weight._qdata, ROW_LAYOUT, weight._params), requires_grad=False
                 )
 
+        def set_weight(self, weight: Tensor, inplace_update: bool = False, **kwargs) -> Tensor | None:
+            if not inplace_update:
+                return super().set_weight(weight, **kwargs)
+            self.weight.data.copy_(weight)  # for hooks, of weights that are not quantised
+
     return type("LowPrecisionOps", (ops,), {"Linear": Linear})

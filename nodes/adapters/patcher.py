@@ -15,6 +15,7 @@ from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from torch import Tensor, nn
 
 from ...ovis_core.lora import PREFIXES, UNDERSCORED_PREFIXES, Rows, all_layers, layer_changes
+from .hooked_weights import ExchangedWeights
 from .lora_patches import alpha_of, patches_of, tensors_of
 
 ROOT = "diffusion_model."  # before the names of all our parameters
@@ -166,7 +167,10 @@ class _AliasPatcher:
         return {
             key: value
             for key, value in state.items()
-            if key.startswith(filter_prefix or "") and key not in self.model.alias_keys
+            if key.startswith(filter_prefix or "")
+            and key not in self.model.alias_keys
+            # Scales and formats that quantised weights bring along.
+            and hasattr(self.model.get_submodule(key.rpartition(".")[0]), key.rpartition(".")[2])
         }
 
     def detach(self, unpatch_all: bool = True) -> nn.Module:
@@ -214,7 +218,7 @@ class _AliasPatcher:
             )
 
 
-class OvisImagePatcher(_AliasPatcher, comfy.model_patcher.ModelPatcher):
+class OvisImagePatcher(_AliasPatcher, ExchangedWeights, comfy.model_patcher.ModelPatcher):
     """The patcher where ComfyUI's dynamic VRAM is off: the modulation layers stay off the device.
 
     They work there as what ComfyUI offloads does, and count for nothing in its accounts.

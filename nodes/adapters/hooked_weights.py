@@ -1,0 +1,61 @@
+"""Quantised weights under ComfyUI's hooks, which change weights between the conditions of a step.
+
+ComfyUI writes a hook's weight into the parameter, and the one from before back, which quantised ones do not
+take: here they are exchanged for others.
+"""
+
+import comfy.lora
+import comfy.utils
+import torch
+from comfy.hooks import EnumHookMode
+from comfy.model_patcher import MemoryCounter
+from comfy.quant_ops import QuantizedTensor
+
+
+class ExchangedWeights:
+    """Part of a ModelPatcher. The `model` has `exchanged_weights`: {key: (the weight before, its device)}."""
+
+    def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
+        weight = comfy.utils.get_attr(self.model, key)
+        if key not in combined_patches or not isinstance(weight, QuantizedTensor):
+            return super().patch_hook_weight_to_device(
+                hooks, combined_patches, key, original_weights, memory_counter
+            )
+        hooked = self.hooked_weight(weight, key, combined_patches[key], original_weights)
+        self._exchange(key, hooked, memory_counter)
+        if self.hook_mode == EnumHookMode.MaxSpeed:
+            kept = hooked.to(self._room_for(weight, memory_counter))
+            self.cached_hook_patches.setdefault(hooks, {})[key] = (kept, weight.device)
+
+    def patch_cached_hook_weights(self, cached_weights, key, memory_counter):
+        weight = comfy.utils.get_attr(self.model, key)
+        if not isinstance(weight, QuantizedTensor):
+            return super().patch_cached_hook_weights(cached_weights, key, memory_counter)
+        kept, device = cached_weights[key]
+        self._exchange(key, kept.to(device), memory_counter)
+
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+        exchanged = self.model.exchanged_weights
+        for key in [key for key in exchanged if not whitelist_keys_set or key in whitelist_keys_set]:
+            weight, device = exchanged.pop(key)
+            comfy.utils.set_attr_param(self.model, key, weight.to(device))
+        super().unpatch_hooks(whitelist_keys_set)
+
+    def hooked_weight(
+        self, weight: QuantizedTensor, key: str, patches: list, original_weights: dict
+    ) -> QuantizedTensor:
+        """A quantised weight with a hook's patches, quantised again."""
+        layer = self.model.get_submodule(key.rpartition(".")[0])
+        numbers = layer.convert_weight(weight).float()
+        numbers = comfy.lora.calculate_weight(patches, numbers, key, original_weights=original_weights)
+        return layer.set_weight(numbers, seed=comfy.utils.string_to_seed(key), return_weight=True)
+
+    def _exchange(self, key: str, weight: QuantizedTensor, memory_counter: MemoryCounter | None) -> None:
+        before = comfy.utils.get_attr(self.model, key)
+        if key not in self.model.exchanged_weights:
+            kept = before.to(self._room_for(before, memory_counter))
+            self.model.exchanged_weights[key] = kept, before.device
+        comfy.utils.set_attr_param(self.model, key, weight)
+
+    def _room_for(self, weight: QuantizedTensor, memory_counter: MemoryCounter | None) -> torch.device:
+        return weight.device if memory_counter and memory_counter.use(weight) else self.offload_device
