@@ -7,6 +7,7 @@ to the bit, in float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -53,8 +54,14 @@ def _half(blocks: Tensor, at: int) -> Tensor:
 
 def _parts(packed: Tensor, shifts: tuple[int, ...], mask: int) -> Tensor:
     """The bits of each byte at each shift: (N, G, B) uint8 -> (N, G, shifts, B) uint8."""
-    shift = torch.tensor(shifts, dtype=torch.uint8, device=packed.device)[:, None]
-    return packed[:, :, None] >> shift & mask
+    return packed[:, :, None] >> _column(shifts, packed.device) & mask
+
+
+@lru_cache
+def _column(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """(N, 1) uint8, brought to the device once: each time, the host would wait for what the device does."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.uint8, device=device)[:, None]
 
 
 def _nibbles(packed: Tensor, group: int) -> Tensor:

@@ -32,6 +32,12 @@ class Guidance:
     zero_star: bool = False
     zero_init_steps: int = 0
 
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether steps differ by their noise level."""
+        has_interval = self.cfg != 1.0 and (self.start < 1.0 or self.end > 0.0)
+        return has_interval or self.zero_init_steps > 0
+
     def is_active(self, sigma: float | Tensor) -> bool:
         """Whether the negative is needed at this noise level; without an interval, sigma is not looked at."""
         if self.cfg == 1.0 or (self.start >= 1.0 and self.end <= 0.0):

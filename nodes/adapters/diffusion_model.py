@@ -21,8 +21,8 @@ from ...ovis_core.prompt import CONTEXT_TOKENS
 from ...ovis_core.sampling import MAX_MU
 from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
-from .modulation import tabulate
 from .patcher import OvisImagePatcher, name_layers, patch_model
+from .sampling_run import tabulate
 from .text_states import TextStates
 from .transformer import BLOCK_RUNNER, NO_CONTROLNETS, ComfyTransformer
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...ovis_core.guidance import Guidance
 from .checks import check_finite
+from .sampling_run import schedule_of, sigma_of
 
 
 class FlowGuider(comfy.samplers.CFGGuider):
@@ -44,11 +45,12 @@ class FlowGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """x (B, C, H, W), timestep is sigma (B,) -> the denoised latents."""
         guidance, options = self.guidance, model_options or {}
+        sigma = sigma_of(options, timestep) if guidance.needs_sigma else math.nan
         if guidance.zero_init_steps:
-            sigmas = options["transformer_options"]["sample_sigmas"]
-            if timestep[0] > sigmas[min(guidance.zero_init_steps, len(sigmas) - 1)]:
+            sigmas = schedule_of(options)
+            if sigma > sigmas[min(guidance.zero_init_steps, len(sigmas) - 1)]:
                 return x  # a velocity of zero
-        active = guidance.is_active(timestep[0])
+        active = guidance.is_active(sigma)
         if active and (guidance.rescale or guidance.zero_star):
             # First, so that what other nodes do after guidance stays after it.
             after = [self._correct, *options.get("sampler_post_cfg_function", ())]

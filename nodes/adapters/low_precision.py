@@ -7,7 +7,10 @@ brings none, our fp8 layers take the largest value of each row (token).
 
 import functools
 import json
+import logging
+import math
 import re
+from collections.abc import Callable
 
 import comfy.model_management
 import comfy.ops
@@ -21,6 +24,8 @@ from comfy.quant_ops import (
     register_layout_op,
 )
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 FP8, INT8 = "float8_e4m3fn", "int8_tensorwise"  # as ComfyUI calls the formats
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -39,10 +44,16 @@ class RowFP8Layout(TensorCoreFP8E4M3Layout):
 
     @classmethod
     def quantize(cls, tensor: Tensor, scale=None, **kwargs):
+        """Scales are powers of two, which lose nothing: rows need no copy in float32, and products can be
+        scaled in bfloat16.
+        """
         if scale is not None or tensor.ndim != 2:
             return super().quantize(tensor, scale=scale, **kwargs)
-        rows = tensor.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
-        qdata = (tensor / rows).clamp_(-FP8_MAX, FP8_MAX).to(cls.FP8_DTYPE)
+        largest = torch.linalg.vector_norm(tensor, float("inf"), 1, keepdim=True).float()
+        # Where the inverse of a scale is a number of that dtype.
+        exponents = (largest / FP8_MAX).log2().ceil().clamp(math.log2(torch.finfo(tensor.dtype).tiny))
+        qdata = (tensor * (-exponents).exp2().to(tensor.dtype)).to(cls.FP8_DTYPE)
+        rows = exponents.exp2()
         return qdata, cls.Params(scale=rows, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape))
 
     @classmethod
@@ -55,32 +66,50 @@ class RowFP8Layout(TensorCoreFP8E4M3Layout):
 register_layout_class(ROW_LAYOUT, RowFP8Layout)
 
 
-@functools.cache
-def has_row_kernel(device: torch.device) -> bool:
-    """Whether torch multiplies fp8 matrices with a scale a row on the device; tried once."""
-    a = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn)
-    try:
-        _multiply(a, a.t(), torch.ones(16, 1, device=device), torch.ones((), device=device), None)
-    except (RuntimeError, NotImplementedError):
-        return False
-    return True
-
-
-def _multiply(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None) -> Tensor:
-    """(M, K) fp8 with a scale a row, (K, N) fp8 with one scale -> (M, N) bf16."""
-    columns = scale_b.expand(1, b.shape[1]).contiguous()
-    bias = None if bias is None else bias.bfloat16()
+def scaled_in_kernel(a: Tensor, b: Tensor, rows: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """(M, K) fp8 with a scale a row (M, 1), (K, N) fp8 with one scale, (N,) bf16 -> (M, N) bf16."""
+    columns = scale.expand(1, b.shape[1]).contiguous()
     return torch._scaled_mm(
-        a, b, scale_a=scale_a, scale_b=columns, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+        a, b, scale_a=rows, scale_b=columns, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
     )
+
+
+def scaled_behind(a: Tensor, b: Tensor, rows: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The same where the kernel takes one scale a matrix, such as on Windows and before Hopper."""
+    product = torch._scaled_mm(
+        a, b, scale_a=torch.ones_like(scale), scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    rows = rows.bfloat16()
+    return product.mul_(rows) if bias is None else torch.addcmul(bias, product, rows)
+
+
+@functools.cache
+def fp8_product(device: torch.device) -> Callable[..., Tensor] | None:
+    """How torch multiplies fp8 matrices on the device, None where it cannot; tried once."""
+    a, weight = (torch.ones(num, 1024, device=device).to(torch.float8_e4m3fn) for num in (64, 512))
+    rows, scale = torch.ones(64, 1, device=device), torch.ones((), device=device)
+    bias = torch.ones(512, device=device, dtype=torch.bfloat16)
+    for product in (scaled_in_kernel, scaled_behind):
+        try:
+            product(a, weight.t(), rows, scale, bias)
+        except (RuntimeError, NotImplementedError) as error:
+            log.info("fp8 on %s: not %s: %s", device, product.__name__, str(error).partition("\n")[0])
+        else:
+            log.info("fp8 on %s: %s", device, product.__name__)
+            return product
+    return None
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """inputs (M, K) @ weight (K, N) + bias, in fp8 where both are and the device can."""
     is_fp8 = all(isinstance(x, QuantizedTensor) for x in (inputs, weight))
-    if is_fp8 and inputs._params.scale.numel() == len(inputs) and has_row_kernel(inputs.device):
-        product = _multiply(
-            inputs._qdata, weight._qdata, inputs._params.scale.view(-1, 1), weight._params.scale, bias
+    if is_fp8 and inputs._params.scale.numel() == len(inputs) and (multiply := fp8_product(inputs.device)):
+        product = multiply(
+            inputs._qdata,
+            weight._qdata,
+            inputs._params.scale.view(-1, 1),
+            weight._params.scale,
+            None if bias is None else bias.bfloat16(),
         )
         return product.to(inputs.dtype)
     inputs, weight = (x.dequantize() if isinstance(x, QuantizedTensor) else x for x in (inputs, weight))
@@ -90,6 +119,8 @@ def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @register_layout_op(torch.ops.aten.linear.default, RowFP8Layout)
 def _linear(_, args, kwargs):
     inputs, weight, bias = (*args, None)[:3]
+    if not isinstance(inputs, QuantizedTensor):
+        return nn.functional.linear(inputs, weight.dequantize(), bias)
     return _product(inputs.flatten(0, -2) if inputs.ndim > 2 else inputs, weight.t(), bias).unflatten(
         0, inputs.shape[:-1]
     )
@@ -145,6 +176,8 @@ def low_precision_ops(model_config, compute_dtype: torch.dtype, device: torch.de
             weight = self.weight
             if getattr(self, "quant_format", None) == FP8 and getattr(self, "input_scale", None) is None:
                 self.layout_type = ROW_LAYOUT
+                # Rounding activations gains nothing where the products are not in fp8.
+                self._full_precision_mm = self._full_precision_mm or fp8_product(device) is None
                 self.weight = nn.Parameter(
                     QuantizedTensor(weight._qdata, ROW_LAYOUT, weight._params), requires_grad=False
                 )

@@ -5,59 +5,23 @@ are run once for a schedule, as one product a layer, and stay off the device whi
 not load them, and ComfyUI's layers bring each over when it is called. The table has 476,160 values a sigma,
 45 MiB for 50 steps in bfloat16, and is kept for the next run with the same schedule and the same LoRAs.
 
-On a GPU sigma is never read, which would wait for the step before: a row is looked up on the device, and
-whether the schedule holds that sigma is asked a step later. A sampler that evaluates elsewhere is found out
-so, and the run begins anew, with sigmas that are read and rows that are added as they come.
+On a GPU sigma is not read (`sampling_run`): a row is looked up on the device. Where it is, rows are added as
+they come.
 
 N sigmas of a schedule, B batch, V values of a row.
 """
 
-import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import comfy.model_management
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ovis_core.layers import Modulation, timestep_embedding
 from ...ovis_core.transformer import TIME_DIM
-from .checks import LateFlag
-from .text_states import Projections
-
-log = logging.getLogger(__name__)
-
-SAMPLING_RUN = "ovis_sampling_run"
-MAX_ROWS = 256  # 233 MiB in bfloat16; sigmas beyond are computed step by step
-
-
-class OffSchedule(Exception):
-    """The sampler has evaluated the model at a sigma that its schedule does not have."""
-
-
-class SamplingRun:
-    """What a run tells the networks, its sigmas and the state of the weights, and what it keeps for them."""
-
-    def __init__(self, sigmas: Sequence[float], weights: Hashable, is_read: bool):
-        """weights: equal for equal weights of one network. is_read: sigmas are read from the device."""
-        self.sigmas = tuple(sorted({sigma for sigma in sigmas if sigma > 0}))
-        self.weights = weights
-        self.is_read = is_read
-        self.texts = Projections()
-        self._is_off: LateFlag | None = None
-
-    def watch(self, is_off: Tensor) -> None:
-        late = LateFlag(is_off)
-        self.finish()
-        self._is_off = late
-
-    def finish(self) -> None:
-        if self._is_off is not None and self._is_off:
-            raise OffSchedule
-        self._is_off = None
+from .sampling_run import MAX_SIGMAS, SamplingRun
 
 
 class ModulationTable:
@@ -116,7 +80,7 @@ class ModulationTable:
         """(1, V), or None where the table is full."""
         if sigma in self._key[0]:
             return self._table[self._key[0].index(sigma)][None]
-        if sigma not in self._added and len(self._table) + len(self._added) < MAX_ROWS:
+        if sigma not in self._added and len(self._table) + len(self._added) < MAX_SIGMAS:
             self._added[sigma] = self._compute((sigma,), dtype, device)
         return self._added.get(sigma)
 
@@ -135,39 +99,3 @@ def modulation_layers(network: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, Modulation)
     }
     return layers | {"final_layer.adaLN_modulation.1": network.final_layer.adaLN_modulation[1]}
-
-
-def tabulate(patcher) -> None:
-    """Gives every sampling run of a MODEL, and of its clones, a table."""
-    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING_RUN, _sample)
-
-
-_off_schedule: set[str] = set()  # samplers that have been found out
-
-
-def _sample(
-    executor, noise: Tensor, latent_image: Tensor, sampler, sigmas: Tensor, *args, **kwargs
-) -> Tensor:
-    """Around a guider's run; its options are this run's own copy."""
-    guider = executor.class_obj
-    patcher, options = guider.model_patcher, guider.model_options["transformer_options"]
-    steps = patcher.get_model_object("model_sampling").timestep(sigmas).tolist()
-    if len(steps) > MAX_ROWS or patcher.hook_patches or patcher.weight_wrapper_patches:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-
-    name = getattr(getattr(sampler, "sampler_function", sampler), "__qualname__", type(sampler).__qualname__)
-    is_cpu = comfy.model_management.is_device_cpu(patcher.load_device)
-    conds = {kind: [cond.copy() for cond in conds] for kind, conds in guider.conds.items()}
-    try:
-        for is_read in (is_cpu or name in _off_schedule, True):
-            run = options[SAMPLING_RUN] = SamplingRun(steps, patcher.patches_uuid, is_read)
-            try:
-                samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-                run.finish()
-                return samples
-            except OffSchedule:
-                log.info("Ovis-Image: sampler %s leaves its schedule, and starts anew", name)
-                _off_schedule.add(name)
-                guider.conds = conds
-    finally:
-        del options[SAMPLING_RUN]

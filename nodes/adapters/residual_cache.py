@@ -8,6 +8,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...ovis_core.residual_cache import CachedForward, CacheSettings, ResidualCache
+from .sampling_run import sigma_of
 from .transformer import RESIDUAL_CACHE, ComfyTransformer
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ class CacheRuns:
     def predict_noise(self, executor, x: Tensor, timestep: Tensor, model_options: dict, seed=None) -> Tensor:
         """Around one evaluation of a guider, whichever conditionings it has and however they are batched."""
         cache = model_options["transformer_options"][RESIDUAL_CACHE]
-        return cache.evaluate(float(timestep[0]), lambda: executor(x, timestep, model_options, seed))
+        return cache.evaluate(
+            sigma_of(model_options, timestep), lambda: executor(x, timestep, model_options, seed)
+        )
 
 
 def cached_model(

@@ -14,8 +14,9 @@ from ...ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .attention import with_attention
 from .casting import hold, is_hooked
 from .fused import join_operations
-from .modulation import SAMPLING_RUN, ModulationTable
+from .modulation import ModulationTable
 from .prefetch import Prefetch
+from .sampling_run import SAMPLING_RUN
 
 # What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
 RESIDUAL_CACHE = "ovis_residual_cache"

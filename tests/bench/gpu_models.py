@@ -18,9 +18,9 @@ from pack import (
     latents,
     layers,
     low_precision,
-    modulation,
     patcher,
     residual_cache,
+    sampling_run,
     text_states,
 )
 from torch import Tensor, nn
@@ -148,7 +148,7 @@ class Comfy:
             parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
         if self.is_tabulated:
             is_read = inputs.sigma.device.type == "cpu"
-            shared[modulation.SAMPLING_RUN] = modulation.SamplingRun(SIGMAS, "bench", is_read)
+            shared[sampling_run.SAMPLING_RUN] = sampling_run.SamplingRun(SIGMAS, "bench", is_read)
         cache = None
         if self.is_cached:
             cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
@@ -179,7 +179,7 @@ class Comfy:
         model = self.patcher.clone()
         model.model_options["transformer_options"].update(self.options)
         if not self.is_tabulated:
-            model.remove_wrappers_with_key("outer_sample", modulation.SAMPLING_RUN)
+            model.remove_wrappers_with_key("outer_sample", sampling_run.SAMPLING_RUN)
         if self.is_cached:
             model = residual_cache.cached_model(model, math.inf, 4, 1, 0, print)
         guider = comfy.samplers.CFGGuider(model)
@@ -227,7 +227,7 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
     model = diffusion_model.OvisImageModel(model_config, device=device)
     model.load_model_weights(state, assign=True)
     ours = patcher.patch_model(model)
-    modulation.tabulate(ours)
+    sampling_run.tabulate(ours)
     return _loaded(ours)
 
 

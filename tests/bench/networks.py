@@ -97,9 +97,9 @@ def tabulated(config: TransformerConfig, batch: int, height: int, width: int) ->
     texts = pack.text_states.Projections()
 
     def forward() -> torch.Tensor:
-        run = pack.modulation.SamplingRun([0.75], "the same weights", is_read=False)
+        run = pack.sampling_run.SamplingRun([0.75], "the same weights", is_read=False)
         run.texts = texts
-        return network(x, sigma, context, transformer_options={pack.modulation.SAMPLING_RUN: run})
+        return network(x, sigma, context, transformer_options={pack.sampling_run.SAMPLING_RUN: run})
 
     return forward
 

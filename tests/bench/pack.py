@@ -36,9 +36,9 @@ from ovis_image_pack.nodes.adapters import (  # noqa: E402
     diffusion_model,
     fused,
     low_precision,
-    modulation,
     patcher,
     residual_cache,
+    sampling_run,
     text_states,
 )
 from ovis_image_pack.nodes.adapters import transformer as comfy_transformer  # noqa: E402
@@ -56,10 +56,10 @@ __all__ = [
     "layers",
     "layouts",
     "low_precision",
-    "modulation",
     "patcher",
     "residual_cache",
     "sampling",
+    "sampling_run",
     "text_states",
     "transformer",
 ]

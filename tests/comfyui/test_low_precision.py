@@ -77,37 +77,71 @@ def test_rows_of_any_size_are_rounded_alike(pack):
     assert torch.equal(layout.dequantize(zero, params), torch.zeros(2, 8))
 
 
+def rows_in_kernel(a, b, scale_a, scale_b, out_dtype, use_fast_accum, bias=None):
+    """`torch._scaled_mm` as GPUs have it, with a scale a row and a column; for the CPU torch has none."""
+    assert a.dtype == b.dtype == torch.float8_e4m3fn
+    assert scale_a.shape == (len(a), 1)
+    assert scale_b.shape == (1, b.shape[1])
+    assert scale_a.is_contiguous()
+    assert scale_b.is_contiguous()
+    assert scale_a.dtype == scale_b.dtype == torch.float32
+    assert b.stride(0) == 1  # columns one behind the other, as the kernel wants them
+    assert bias is None or bias.dtype == torch.bfloat16
+    assert use_fast_accum
+    out = (a.float() * scale_a) @ (b.float() * scale_b)
+    return (out if bias is None else out + bias).to(out_dtype)
+
+
+@pytest.fixture(params=["scaled_in_kernel", "scaled_behind", None])
+def product(request, pack, monkeypatch):
+    """One of the ways to multiply fp8, chosen as on a device that has it: the second is torch's own here."""
+    low = pack("nodes.adapters.low_precision")
+    scaled_mm = torch._scaled_mm
+
+    def device(a, b, **options):
+        kernel = scaled_mm if options["scale_a"].numel() == 1 else rows_in_kernel
+        if request.param is None or (request.param == "scaled_behind" and kernel is rows_in_kernel):
+            raise RuntimeError("not on this device")
+        device.calls += 1
+        return kernel(a, b, **options)
+
+    device.calls = 0
+    monkeypatch.setattr(torch, "_scaled_mm", device)
+    low.fp8_product.cache_clear()
+    chosen = low.fp8_product(torch.device("cpu"))
+    assert chosen is (request.param and getattr(low, request.param))
+    device.calls = 0
+    device.name = request.param
+    yield device
+    low.fp8_product.cache_clear()
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-@pytest.mark.parametrize("has_kernel", [True, False])
-def test_products_are_those_of_the_rounded_numbers(pack, monkeypatch, mode, has_kernel):
-    """With a kernel that multiplies as the GPU's does, and without one."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_those_of_the_rounded_numbers(pack, product, mode, dtype):
     from comfy.quant_ops import QuantizedTensor
 
     low = pack("nodes.adapters.low_precision")
-    calls = []
-
-    def scaled_mm(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
-        assert a.dtype == b.dtype == torch.float8_e4m3fn
-        assert scale_a.shape == (len(a), 1)
-        assert scale_b.shape == (1, b.shape[1])
-        assert scale_b.is_contiguous()
-        assert b.stride(0) == 1  # columns one behind the other, as the kernel wants them
-        assert use_fast_accum
-        calls.append(a)
-        out = (a.float() * scale_a) @ (b.float() * scale_b)
-        return (out if bias is None else out + bias).to(out_dtype)
-
-    monkeypatch.setattr(low, "has_row_kernel", lambda device: has_kernel)
-    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
-    x, weight = rows(), torch.randn(64, 256)
-    for bias in (None, torch.randn(64)):
+    x, weight = rows().to(dtype), torch.randn(64, 256, dtype=dtype)
+    for bias in (None, torch.randn(64, dtype=dtype)):
         with mode():
             inputs = QuantizedTensor.from_float(x, low.ROW_LAYOUT)
             stored = QuantizedTensor.from_float(weight, low.ROW_LAYOUT, scale="recalculate")
             got = torch.nn.functional.linear(inputs, stored, bias)
-        expected = torch.nn.functional.linear(inputs.dequantize(), stored.dequantize(), bias)
-        assert distance(got, expected) < 0.004
-    assert len(calls) == 2 * has_kernel
+            plain = torch.nn.functional.linear(x, stored, bias)
+        numbers = [tensor.dequantize().float() for tensor in (inputs, stored)]
+        bias = None if bias is None else bias.float()
+        assert got.dtype == plain.dtype == dtype
+        assert distance(got, torch.nn.functional.linear(*numbers, bias)) < 0.004
+        assert distance(plain, torch.nn.functional.linear(x.float(), numbers[1], bias)) < 0.004
+    assert product.calls == (2 if product.name else 0)
+
+
+def test_without_fp8_products_activations_are_not_rounded(models, product, monkeypatch):
+    """Where ComfyUI takes the device for one that has them."""
+    monkeypatch.setattr("comfy.model_management.supports_fp8_compute", lambda device=None: True)
+    layers = quantized_layers(models("fp8_scaled")).values()
+    assert {layer._full_precision_mm for layer in layers} == {product.name is None}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -130,19 +164,9 @@ def test_large_matrices_are_small_and_the_rest_is_kept(models, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_error_of_every_layer_and_of_the_velocity(pack, models, monkeypatch, name):
-    """As on a GPU: activations rounded too, by a stand-in for its fp8 kernel."""
-    low = pack("nodes.adapters.low_precision")
+def test_error_of_every_layer_and_of_the_velocity(models, product, name):
+    """As on a GPU: activations rounded too."""
     model, exact = models(name), models()
-    monkeypatch.setattr(low, "has_row_kernel", lambda device: True)
-    calls = []
-
-    def multiply(a, b, scale_a, scale_b, bias):
-        calls.append(a)
-        out = (a.float() * scale_a) @ (b.float() * scale_b)
-        return out if bias is None else out + bias
-
-    monkeypatch.setattr(low, "_multiply", multiply)
     with torch.inference_mode():
         for layer, module in quantized_layers(model).items():
             module._full_precision_mm = False  # which ComfyUI sets where a device has no fp8
@@ -150,7 +174,7 @@ def test_error_of_every_layer_and_of_the_velocity(pack, models, monkeypatch, nam
             got, expected = module(x), exact.model.diffusion_model.get_submodule(layer)(x)
             bias = module.bias
             assert distance(got - bias, expected - bias) < LAYER_BOUND[name], layer
-    assert len(calls) == NUM_QUANTIZED * (name == "fp8_scaled")
+    assert product.calls == (NUM_QUANTIZED if name == "fp8_scaled" and product.name else 0)
     assert 1e-4 < distance(velocity(model), velocity(exact)) < 2 * LAYER_BOUND[name]
 
 

@@ -8,15 +8,15 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def modulation(pack):
-    return pack("nodes.adapters.modulation")
+def sampling_run(pack):
+    return pack("nodes.adapters.sampling_run")
 
 
 @pytest.fixture
-def plain(model, modulation):
+def plain(model, sampling_run):
     """The MODEL without a table."""
     clone = model.clone()
-    clone.remove_wrappers_with_key("outer_sample", modulation.SAMPLING_RUN)
+    clone.remove_wrappers_with_key("outer_sample", sampling_run.SAMPLING_RUN)
     return clone
 
 
@@ -59,11 +59,11 @@ def sample(model, conds):
 
 
 @pytest.fixture(params=["read", "looked up"])
-def way(request, modulation, monkeypatch):
+def way(request, sampling_run, monkeypatch):
     """Sigmas read from the device, as on the CPU, or rows looked up on it, as on a GPU."""
     is_read = request.param == "read"
     monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: is_read)
-    monkeypatch.setattr(modulation, "_off_schedule", set())
+    monkeypatch.setattr(sampling_run, "_off_schedule", set())
     return request.param
 
 
@@ -78,13 +78,13 @@ def test_layers_run_once_for_a_schedule(sample, plain, way, sampler, batch):
 
 
 @pytest.mark.parametrize("sampler", ["dpm_2", "dpmpp_sde"])
-def test_samplers_that_leave_the_schedule(sample, plain, modulation, way, sampler):
+def test_samplers_that_leave_the_schedule(sample, plain, sampling_run, way, sampler):
     samples, batches = sample(sampler=sampler)
     expected, _ = sample(plain, sampler)
     assert (samples - expected).norm() < 1e-5 * expected.norm()
     assert batches[0] == STEPS
     assert set(batches[1:]) == {1}
-    assert (way == "read") == (not modulation._off_schedule)
+    assert (way == "read") == (not sampling_run._off_schedule)
     again, _ = sample(sampler=sampler)
     assert torch.equal(again, samples)
 
@@ -136,20 +136,20 @@ def test_loras_on_modulation_are_in_the_table(sample, model, plain):
     assert torch.equal(model.model.state_dict()[layer], weight)
 
 
-def test_a_schedule_longer_than_the_table_runs_without(sample, plain, modulation, monkeypatch):
-    monkeypatch.setattr(modulation, "MAX_ROWS", STEPS - 1)
+def test_a_schedule_longer_than_the_table_runs_without(sample, plain, sampling_run, monkeypatch):
+    monkeypatch.setattr(sampling_run, "MAX_SIGMAS", STEPS - 1)
     samples, _ = sample()
     assert len(plain.model.diffusion_model.modulation._table) == 0
     expected, _ = sample(plain)
     assert torch.equal(samples, expected)
 
 
-def test_with_gradients_the_layers_run_as_always(model, modulation, monkeypatch):
+def test_with_gradients_the_layers_run_as_always(model, sampling_run, monkeypatch):
     monkeypatch.setattr("comfy.model_management.in_training", True)
     network = model.model.diffusion_model
-    run = modulation.SamplingRun([1.0, 0.5], None, True)
+    run = sampling_run.SamplingRun([1.0, 0.5], None, True)
     x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 256, 32)
-    options = {modulation.SAMPLING_RUN: run, "uuids": []}
+    options = {sampling_run.SAMPLING_RUN: run, "uuids": []}
     weight = network.single_blocks[0].modulation.lin.weight.requires_grad_(True)
     try:
         network(x, torch.tensor([0.5]), context, transformer_options=options).sum().backward()

@@ -10,7 +10,7 @@ STEPS = 4
 def plain(model, pack):
     """The MODEL without what a run keeps."""
     clone = model.clone()
-    clone.remove_wrappers_with_key("outer_sample", pack("nodes.adapters.modulation").SAMPLING_RUN)
+    clone.remove_wrappers_with_key("outer_sample", pack("nodes.adapters.sampling_run").SAMPLING_RUN)
     return clone
 
 

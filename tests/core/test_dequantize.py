@@ -36,6 +36,16 @@ def test_large_weights_are_done_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_nothing_is_brought_to_the_device_again(name, monkeypatch):
+    """For which the host would wait, in every layer of every step."""
+    data = torch.from_numpy(random_rows(name, 8, 512))
+    with torch.inference_mode():
+        expected = dequantize(data, name)
+    monkeypatch.delattr(torch, "tensor")
+    assert torch.equal(dequantize(data, name), expected)
+
+
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_every_scale_is_looked_at(name):
     form = BLOCK_FORMATS[name]
     data = torch.from_numpy(random_rows(name, 4, 512))
