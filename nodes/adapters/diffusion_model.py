@@ -1,6 +1,5 @@
 """The core's transformer as a ComfyUI diffusion model: MODEL."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,17 +13,15 @@ import torch
 from torch import Tensor
 
 from ...ovis_core.checkpoint import TRANSFORMER, Checkpoint, open_checkpoint
-from ...ovis_core.latents import PATCH_SIZE
-from ...ovis_core.layers import num_parts
 from ...ovis_core.lora import parameter_shapes
-from ...ovis_core.prompt import CONTEXT_TOKENS
 from ...ovis_core.sampling import MAX_MU
 from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
+from .memory import Asking, bytes_to_ask_for, has_fused_attention, make_room
 from .patcher import OvisImagePatcher, name_layers, patch_model
 from .sampling_run import tabulate
 from .text_states import TextStates
-from .transformer import BLOCK_RUNNER, NO_CONTROLNETS, ComfyTransformer
+from .transformer import NO_CONTROLNETS, ComfyTransformer
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -37,9 +34,6 @@ WEIGHT_DTYPES = {
 }
 WeightDtype = torch.dtype | str | None  # text for a format of ComfyUI's mixed-precision layers
 
-# Values a token at the peak, in hidden sizes, by the parts that single blocks work in. Compiled ones do not.
-ACTIVATIONS = {1: 22, 2: 18, 3: 15, 4: 14}
-
 
 class OvisImageModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI wants to know of a model before it is built."""
@@ -51,7 +45,7 @@ class OvisImageModelConfig(comfy.supported_models_base.BASE):
     # ModelSamplingFlux's shift is mu: the reference's at 1024x1024. Our scheduler takes it from the latent's
     # size instead.
     sampling_settings = {"shift": MAX_MU}
-    memory_usage_factor = 3.1  # for kernels that write out attention; see `memory_required` for the others
+    memory_usage_factor = 3.1  # for kernels that write out attention; see `memory` for the others
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -66,6 +60,7 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=ComfyTransformer
         )
+        self.asking: Asking | None = None
         self.exchanged_weights = {}  # by hooks, of all patchers of this model
         self.shapes = parameter_shapes(self.diffusion_model.config)
         self.aliases = name_layers(self.diffusion_model)
@@ -81,20 +76,10 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         return state
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Mapping | None = None) -> float:
-        """Bytes of activations that a forward of latents (B, C, H, W) takes at its peak.
-
-        Counted at the full size (a test counts again), with some room. By ComfyUI's estimate for FLUX, which
-        is almost three times that, models are put off the device, and guidance is cut in two, without need.
-        """
-        management = comfy.model_management
-        if not (management.xformers_enabled() or management.pytorch_attention_flash_attention()):
+        """Bytes of activations that a forward of latents (B, C, H, W) takes at its peak."""
+        if not has_fused_attention():
             return super().memory_required(input_shape, cond_shapes or {})
-        batch, _, *sides = input_shape
-        num_tokens = math.prod(-(-side // PATCH_SIZE) for side in sides) + CONTEXT_TOKENS
-        options = self.current_patcher.model_options["transformer_options"] if self.current_patcher else {}
-        values = ACTIVATIONS[1 if BLOCK_RUNNER in options else num_parts(batch, num_tokens)]
-        size = self.diffusion_model.config.hidden_size * management.dtype_size(self.get_dtype_inference())
-        return batch * num_tokens * values * size
+        return bytes_to_ask_for(self, input_shape)
 
     def extra_conds(self, **kwargs) -> dict:
         """Text states as `TextStates`, where and as the network takes them.
@@ -129,6 +114,7 @@ def load_diffusion_model(path: Path, weight_dtype: WeightDtype = None, disable_d
     model.load_model_weights(state, assign=is_gguf or patcher.is_dynamic())
     patcher.cached_patcher_init = (load_diffusion_model, (path, weight_dtype))
     tabulate(patcher)
+    make_room(patcher)
     return patcher
 
 

@@ -82,6 +82,12 @@ def cached_model(
     return clone
 
 
+def settings_of(patcher) -> CacheSettings | None:
+    """Of the cache of a MODEL, None for one without."""
+    runs = patcher.get_attachment(RESIDUAL_CACHE) if patcher else None
+    return runs.settings if runs else None
+
+
 def cache_report(model) -> str | None:
     """What the last run of a MODEL with a cache computed, None for one without."""
     runs = model.get_attachment(RESIDUAL_CACHE)

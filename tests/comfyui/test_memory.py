@@ -32,19 +32,99 @@ def peak(run) -> int:
     ("side", "batch"), [(512, 1), (512, 2), (768, 2), (1024, 1), (1280, 1), (1024, 2), (1536, 1)]
 )
 def test_models_estimate_holds_its_peak(pack, model, monkeypatch, side, batch):
+    run, shape = full_size(pack, model, monkeypatch, side, batch)
+    counted = peak(lambda: run({}))
+    assert counted <= model.model.memory_required(shape) <= ROOM * counted
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("side", [512, 1024, 1536])
+def test_it_holds_what_the_cache_keeps(pack, model, monkeypatch, side, order):
+    adapter, core = pack("nodes.adapters.residual_cache"), pack("ovis_core.residual_cache")
+    run, shape = full_size(pack, model, monkeypatch, side, 2)
+    cache = adapter.RunCache(core.CacheSettings(1.0, warmup=100, order=order))
+    sigmas = iter((0.9, 0.8, 0.7, 0.6))
+    options = {pack("nodes.adapters.transformer").RESIDUAL_CACHE: cache, "uuids": [0, 1]}
+
+    def evaluate():
+        return cache.evaluate(next(sigmas), lambda: run(options))
+
+    with torch.no_grad():
+        evaluate()
+        with Meter() as meter:
+            for _ in range(3):
+                evaluate()
+    patcher = adapter.cached_model(model, 1.0, 4, 3, order, print)
+    monkeypatch.setattr(model.model, "current_patcher", patcher, raising=False)
+    assert meter.peak_bytes <= model.model.memory_required(shape) <= ROOM * meter.peak_bytes
+
+
+def full_size(pack, model, monkeypatch, side, batch):
+    """A forward of the full-size network without data, and the latents' shape; the MODEL counts with it."""
     import comfy.ops
 
-    adapter = pack("nodes.adapters.diffusion_model")
     config = pack("ovis_core.transformer").TransformerConfig()
     factory = {"dtype": torch.bfloat16, "device": "meta"}
-    network = adapter.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
+    network = pack("nodes.adapters.transformer").ComfyTransformer(
+        config, comfy.ops.disable_weight_init, **factory
+    )
     monkeypatch.setattr(model.model.diffusion_model, "config", config)
     monkeypatch.setattr(model.model, "get_dtype_inference", lambda: torch.bfloat16)
-
     x = torch.zeros(batch, 16, side // 8, side // 8, **factory)
     context = torch.zeros(batch, 256, config.context_dim, **factory)
-    counted = peak(lambda: network(x, torch.ones(batch, device="meta"), context, transformer_options={}))
-    assert counted <= model.model.memory_required([*x.shape]) <= ROOM * counted
+    sigma = torch.ones(batch, device="meta")
+    return lambda options: network(x, sigma, context, transformer_options=options), [*x.shape]
+
+
+@pytest.mark.parametrize("cfg", [4.0, 1.0])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", ["eager", "compiled", "cached"])
+def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
+    pack, model, monkeypatch, kind, batch, cfg
+):
+    """As much is free as ComfyUI has left for activations, and then a little less than they take."""
+    import comfy.model_management
+    import comfy.samplers
+
+    patcher, asked, branches = model.clone(), [], []
+    if kind == "compiled":
+        patcher.model_options["transformer_options"][pack("nodes.adapters.transformer").BLOCK_RUNNER] = (
+            lambda block, *args, **kwargs: block(*args, **kwargs)
+        )
+    elif kind == "cached":
+        patcher = pack("nodes.adapters.residual_cache").cached_model(model, 1.0, 4, 3, 1, print)
+    load = comfy.model_management.load_models_gpu
+
+    def load_models(models, memory_required, minimum_memory_required, **options):
+        asked.append((memory_required, minimum_memory_required))
+        load(models, memory_required=memory_required, **options)
+
+    def forward(executor, *args, **kwargs):
+        branches.append(len(args[-1]["uuids"]))
+        return executor(*args, **kwargs)
+
+    def run(free):
+        monkeypatch.setattr(type(patcher), "get_free_memory", lambda self, device: free())
+        patcher.add_wrapper_with_key("diffusion_model", "test", forward)
+        generator = torch.Generator().manual_seed(0)
+        conds = [[[torch.randn(1, 256, 32, generator=generator), {}]] for _ in range(2)]
+        core = pack("ovis_core.guidance").Guidance(cfg)
+        guider = pack("nodes.adapters.guidance").FlowGuider(patcher, *conds, core)
+        noise = torch.randn(batch, 16, 8, 8, generator=generator)
+        euler = comfy.samplers.sampler_object("euler")
+        with torch.inference_mode():
+            guider.sample(noise, torch.zeros_like(noise), euler, torch.linspace(1, 0, 3))
+        patcher.remove_wrappers_with_key("diffusion_model", "test")
+        given, branches[:] = branches.copy(), []
+        return given
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", load_models)
+    guided = 1 if cfg == 1.0 else 2
+    assert run(lambda: asked[-1][1] + 1) == [guided] * 2
+    assert asked[0][0] == asked[0][1]
+    kept = pack("nodes.adapters.memory").FACTOR
+    assert set(run(lambda: 0.9 * asked[-1][1] / kept)) == {1}
+    assert model.model.asking is None
 
 
 def test_without_a_fused_kernel_the_estimate_is_comfyuis(model, monkeypatch):
