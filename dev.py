@@ -4,7 +4,7 @@
     python3 dev.py demo [--prompt TEXT] [--out FILE]    one image from the model in the pack
     python3 dev.py test [pytest arguments]              lint, format check, all tests
     python3 dev.py serve [--port N] [-- arguments]      ComfyUI with this pack, for the browser
-    python3 dev.py bench NAME [its arguments]           a measurement, written to tests/bench/results
+    python3 dev.py bench [NAME [its arguments]]         a measurement, written to tests/bench/results
     python3 dev.py screenshots                          the README's pictures, from the editor in Chromium
 
 The first run sets ComfyUI up in the user's cache directory (about 6 GB); later runs and other clones use it.
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     )
     serve_parser.add_argument("--port", type=int, default=8188, help="default: 8188")
     bench_parser = commands.add_parser("bench", help="a measurement, written to tests/bench/results")
-    bench_parser.add_argument("name", choices=bench_names())
+    bench_parser.add_argument("name", choices=bench_names(), nargs="?", default="cpu", help="default: cpu")
     bench_parser.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("screenshots", help="the README's pictures, from the editor in Chromium")
 

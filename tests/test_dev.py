@@ -253,6 +253,14 @@ def test_all_checks_run_and_the_first_failure_counts(
     assert "browser" not in capsys.readouterr().out
 
 
+def test_bench_alone_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(dev, "bench", lambda name, arguments: ran.append((name, *arguments)) or 0)
+    for arguments in ((), ("gpu", "--part", "1"), ("nano-text", "--count", "3")):
+        assert dev.main(["bench", *arguments]) == 0
+    assert ran == [("cpu",), ("gpu", "--part", "1"), ("nano-text", "--count", "3")]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("end", ["pass", "sys.exit()", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_nothing_of_a_server_is_left(tmp_path: Path, end: str) -> None:

@@ -1,6 +1,6 @@
 """What the residual cache costs in legibility, on Ovis-Image Nano: words, and distance from exact pictures.
 
-    python3 tests/bench/nano_cache.py [--model FOLDER] [--prompts 24] [--steps 50] [--cfg 4]
+    python3 dev.py bench nano-cache [--model FOLDER] [--prompts 24] [--steps 50] [--cfg 4]
 
 Makes the same pictures without the cache and at some thresholds. Needs rapidocr, onnxruntime and the
 renderer's fonts. Not a test: it measures, prints, and writes results/nano_cache.json and .md.
@@ -22,7 +22,7 @@ from ovis_core.training.report import to_image
 RESULTS = Path(__file__).parent / "results" / "nano_cache.json"
 SETTINGS = {
     "off": None,
-    **{f"threshold {t}": CacheSettings(t) for t in (0.05, 0.1, 0.2, 0.4)},
+    **{f"threshold {t}": CacheSettings(t) for t in (0.05, 0.08, 0.1, 0.2)},
     "threshold 0.2, Taylor order 1": CacheSettings(0.2, order=1),
     **{f"threshold 0.4, up to {n} skips": CacheSettings(0.4, max_skips=n) for n in (6, 12)},
 }
@@ -61,7 +61,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     command = (
-        f"python3 tests/bench/nano_cache.py --prompts {args.prompts} --steps {args.steps} --cfg {args.cfg}"
+        f"python3 dev.py bench nano-cache --prompts {args.prompts} --steps {args.steps} --cfg {args.cfg}"
     )
     RESULTS.write_text(
         json.dumps({"rows": rows, "command": command, **conditions()}, indent=1) + "\n", "utf-8"

@@ -201,3 +201,16 @@ def test_odd_text_runs(server, text):
     workflow = server.graph(steps=1)
     workflow["2"]["inputs"]["text"] = text
     server.run(workflow)
+
+
+def test_a_prompt_is_encoded_once(server):
+    """For other seeds, steps and sizes what ComfyUI has kept of it is used."""
+    workflow = server.graph(seed=11)
+    workflow["2"]["inputs"]["text"] = "a prompt of this test alone"
+    for changed in ({}, {"seed": 12}, {"seed": 13, "steps": 3}):
+        workflow["5"]["inputs"].update(changed)
+        entry = server.process.wait(server.process.queue(workflow))
+        assert entry["status"]["status_str"] == "success"
+        (kept,) = (told["nodes"] for kind, told in entry["status"]["messages"] if kind == "execution_cached")
+        assert ("2" in kept) == bool(changed)
+        assert "5" not in kept
