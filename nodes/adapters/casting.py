@@ -1,7 +1,7 @@
 """ComfyUI's layers, where they are not called once and as they are."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import comfy.ops
@@ -21,7 +21,10 @@ def is_hooked(layer: nn.Module) -> bool:
 
 @contextmanager
 def cast(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """A layer's weight and bias as it would use them on x, while other layers are cast, too."""
+    """A layer's weight and bias as it would use them on x, while other layers are cast, too.
+
+    Quantised ones stay so where nothing is to be added to them.
+    """
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
     values = weight, bias
     offload_stream, *transferred = stream
@@ -46,9 +49,12 @@ def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor
     """
     if is_hooked(layer) or not isinstance(layer, comfy.ops.CastWeightBiasOp):
         return None
-    if isinstance(layer.weight, QuantizedTensor) and not is_gguf(layer.weight):
-        return _on_device(layer, x)
-    return _as_product(layer, x)
+    if not isinstance(layer.weight, QuantizedTensor) or is_gguf(layer.weight):
+        return _as_product(layer, x)
+    if layer.weight.device == x.device or hasattr(layer, "_v"):  # dynamic VRAM has brought the block over
+        return nullcontext(layer)
+    is_patched = layer.weight_function or layer.bias_function
+    return _as_product(layer, x) if is_patched else _on_device(layer, x)
 
 
 @contextmanager
@@ -59,12 +65,13 @@ def _as_product(layer: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tens
 
 @contextmanager
 def _on_device(layer: nn.Module, x: Tensor) -> Iterator[nn.Module]:
-    """The layer itself, which multiplies quantised and patches a copy, with its weight on x's device."""
-    weight = layer.weight
-    is_there = weight.device == x.device or hasattr(layer, "_v")  # dynamic VRAM has brought the block over
-    if not is_there:
-        comfy.utils.set_attr_param(layer, "weight", weight.to(x.device))
-    try:
-        yield layer
-    finally:
-        layer.weight = weight
+    """The layer itself, which multiplies quantised, with its weight on x's device."""
+    weight, bias = layer.weight, layer.bias
+    with cast(layer, x) as (moved, moved_bias):
+        comfy.utils.set_attr_param(layer, "weight", moved)
+        if moved_bias is not None:
+            comfy.utils.set_attr_param(layer, "bias", moved_bias)
+        try:
+            yield layer
+        finally:
+            layer.weight, layer.bias = weight, bias

@@ -17,9 +17,10 @@ class LateFlag:
     def __init__(self, flag: Tensor):
         self._event = None
         if flag.is_cuda:
+            stream = torch.cuda.current_stream(flag.device)
             flag = flag.to("cpu", non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(stream)
         self._flag = flag
 
     def __bool__(self) -> bool:

@@ -7,17 +7,28 @@ the CPU and a smoke signal only: they say nothing about a GPU. How many forwards
 is counted on the model in the pack.
 """
 
-import statistics
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import torch
 from meter import Meter
-from networks import FULL, PEERS, SMALL, Forward, decoders, forwards, samplers, tabulated
+from networks import (
+    ABLATIONS,
+    FULL,
+    PEERS,
+    SMALL,
+    Forward,
+    comfyui_run,
+    decoders,
+    forwards,
+    samplers,
+    tabulated,
+)
 from reports import counting
 from table import Row, fewer_is_better, less_is_better, markdown, write
-from timer import interleaved
+from timer import interleaved, summary
 from weights import relative_error
 
 from ovis_core.pipeline import load_pipeline
@@ -29,6 +40,11 @@ PROMPTS = ('"HELLO" in white on blue', '"OPEN" in black on yellow', '"你好" in
 THRESHOLDS = (0.0, 0.05, 0.1, 0.2)
 MAX_DISTANCE = 1e-5  # of two velocities in float32, relative
 SIDES = (512, 1024, 1536)  # pixels
+STEP_FIGURES = {  # of a Meter: what, unit, value
+    "operators": ("operators a step in ComfyUI, 1024x1024", "", lambda m: sum(m.operators.values())),
+    "weights": ("weights read a step in ComfyUI, 1024x1024", "GiB", lambda m: m.given_bytes / 2**30),
+    "memory": ("activations at their peak in ComfyUI, 1024x1024", "GiB", lambda m: m.peak_bytes / 2**30),
+}
 WARM_UPS, REPEATS = 3, 9
 NOTE = (
     "Full size: the shapes of the released model in bfloat16, both guidance branches as one batch, attention "
@@ -41,7 +57,8 @@ NOTE = (
 
 
 def main() -> None:
-    rows = [*counted(), *in_comfyui(), *decoded(), *waiting(), *agreeing(), *cached(), *timed()]
+    rows = [*counted(), *in_comfyui(), *ablated(), *decoded(), *waiting(), *running(), *agreeing()]
+    rows += [*cached(), *timed()]
     write("cpu", rows, NOTE)
     print(markdown(rows, NOTE))
 
@@ -80,6 +97,24 @@ def in_comfyui() -> Iterator[Row]:
             yield less_is_better(f"step-weights-{side}-{peer}", what, *gigabytes, peer, "GiB", COMMAND)
 
 
+def ablated() -> Iterator[Row]:
+    """What a step in ComfyUI at 1024x1024 would take without one thing that it spares."""
+    full = measure(tabulated(FULL, 2, 128, 128))
+    for without, kinds in (
+        ("single blocks in parts", ("memory",)),
+        ("parts, and halves written where they belong", ("memory", "operators")),
+        ("the table of modulation", ("weights", "operators")),
+        ("text tokens kept for a run", ("operators",)),
+        ("a rotary table kept for a size", ("operators",)),
+    ):
+        with ABLATIONS[without]():
+            less = measure(tabulated(FULL, 2, 128, 128))
+        for kind in kinds:
+            what, unit, value = STEP_FIGURES[kind]
+            figures = value(full), value(less), f"without {without}", unit, COMMAND
+            yield less_is_better(f"ablation-{kind}-{without.replace(' ', '-')}", what, *figures)
+
+
 def decoded() -> Iterator[Row]:
     runs = decoders(128, 128)
     meters = {name: measure(run) for name, run in runs.items()}
@@ -100,6 +135,30 @@ def waiting() -> Iterator[Row]:
     for peer in PEERS:
         what = "times the host waits, a forward and 8 Euler steps"
         yield fewer_is_better(f"waits-{peer}", what, waits["ours"], waits[peer], peer, COMMAND)
+
+
+def running() -> Iterator[Row]:
+    """In ComfyUI's sampler with each one's MODEL on a small network, as on a GPU: what 8 steps more make the
+    host wait. What it asks a step later, when the device has done it, is not waited for.
+    """
+    for what, settings in (("", {}), (" with guidance in an interval", {"start": 0.9, "end": 0.2})):
+        waits = {
+            name: run_waits(name, 16, settings) - run_waits(name, 8, settings) for name in ("ours", "ComfyUI")
+        }
+        yield fewer_is_better(
+            f"run-waits{'-interval' if settings else ''}",
+            f"times the host waits, 8 Euler steps in ComfyUI{what}",
+            *waits.values(),
+            "ComfyUI's model" + " with the same guider" * bool(settings),
+            COMMAND,
+        )
+
+
+def run_waits(name: str, steps: int, settings: dict[str, float]) -> int:
+    comfyui_run(name, steps, **settings)  # what is made once is not counted
+    with Meter() as meter:
+        comfyui_run(name, steps, **settings)
+    return meter.waits
 
 
 def agreeing() -> Iterator[Row]:
@@ -137,10 +196,12 @@ def timed() -> Iterator[Row]:
     runs = forwards(SMALL, 2, 16, 16, "cpu", torch.float32)
     with torch.no_grad():
         taken = interleaved(runs, torch.device("cpu"), WARM_UPS, REPEATS)
-    medians = {name: 1000 * statistics.median(durations) for name, durations in taken.items()}
+    found = {name: summary(durations) for name, durations in taken.items()}
     for peer in PEERS:
         what = "a small network's forward on the CPU (smoke signal)"
-        yield less_is_better(f"seconds-{peer}", what, medians["ours"], medians[peer], peer, "ms", COMMAND)
+        figures = found["ours"]["ms"], found[peer]["ms"], peer, "ms", COMMAND
+        spread = tuple(tuple(found[name]["quartiles_ms"]) for name in ("ours", peer))
+        yield dataclasses.replace(less_is_better(f"seconds-{peer}", what, *figures), spread=spread)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +19,9 @@ import comfy.k_diffusion.sampling  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.model  # noqa: E402
 import comfy.model_detection  # noqa: E402
+import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
+import comfy.samplers  # noqa: E402
 import pack  # noqa: E402
 import tiny_model  # noqa: E402
 from diffusers import (  # noqa: E402
@@ -25,6 +29,7 @@ from diffusers import (  # noqa: E402
     FlowMatchEulerDiscreteScheduler,
     OvisImageTransformer2DModel,
 )
+from gpu_models import native_model, our_model  # noqa: E402
 from weights import random_weights  # noqa: E402
 
 from ovis_core import layouts  # noqa: E402
@@ -102,6 +107,68 @@ def tabulated(config: TransformerConfig, batch: int, height: int, width: int) ->
         return network(x, sigma, context, transformer_options={pack.sampling_run.SAMPLING_RUN: run})
 
     return forward
+
+
+@contextmanager
+def _without(owner: object, name: str, other: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _fresh_table(network, num_text: int, height: int, width: int, device: torch.device) -> torch.Tensor:
+    return network.pe_embedder(torch.cat((text_ids(num_text), image_ids(height, width))), device)
+
+
+# What a step in ComfyUI is without one of the things that it spares.
+ABLATIONS = {
+    "single blocks in parts": partial(_without, pack.layers, "num_parts", lambda batch, length: 1),
+    "parts, and halves written where they belong": partial(
+        _without, pack.layers, "is_inference", lambda: False
+    ),
+    "the table of modulation": partial(
+        _without, pack.modulation.ModulationTable, "_look_up", lambda self, run, sigma, dtype: None
+    ),
+    "text tokens kept for a run": partial(
+        _without, pack.text_states.Projections, "of", lambda self, project, context: project(context)
+    ),
+    "a rotary table kept for a size": partial(
+        _without, pack.comfy_transformer.ComfyTransformer, "rotary_table", _fresh_table
+    ),
+}
+
+
+def comfyui_run(name: str, steps: int, **guidance: float) -> None:
+    """Guided Euler steps by ComfyUI's sampler with a small network, "ours" or "ComfyUI"'s, as if on a GPU."""
+    model = _comfyui_model(name)
+    conds = [[[torch.randn(1, 256, SMALL.context_dim), {}]] for _ in range(2)]
+    if name == "ours" or guidance:
+        guider = pack.guidance.FlowGuider(model, *conds, Guidance(5.0, **guidance))
+    else:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(*conds)
+        guider.set_cfg(5.0)
+    noise = torch.randn(1, 16, 16, 16)
+    euler, sigmas = comfy.samplers.sampler_object("euler"), torch.linspace(1, 0, steps + 1)
+    # A flag that is asked a step late is there: no number that the host waits for.
+    late = lambda flag: bool(flag._flag.numpy())  # noqa: E731
+    with (
+        _without(comfy.model_management, "is_device_cpu", lambda device: False),
+        _without(pack.checks.LateFlag, "__bool__", late),
+        torch.inference_mode(),
+    ):
+        guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)
+
+
+@cache
+def _comfyui_model(name: str):
+    ours = OvisImageTransformer(SMALL, device="meta")
+    shapes = {key: tensor.shape for key, tensor in ours.state_dict().items()}
+    weights = random_weights(SMALL, layouts, shapes, "cpu", torch.float32)
+    return our_model(SMALL, weights) if name == "ours" else native_model(weights)
 
 
 def decoders(height: int, width: int) -> dict[str, Forward]:

@@ -32,10 +32,13 @@ import comfy.ops  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.utils  # noqa: E402
 from ovis_image_pack.nodes.adapters import (  # noqa: E402
+    checks,
     compilation,
     diffusion_model,
     fused,
+    guidance,
     low_precision,
+    modulation,
     patcher,
     residual_cache,
     sampling_run,
@@ -46,16 +49,19 @@ from ovis_image_pack.ovis_core import latents, layers, layouts, sampling, transf
 from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
 
 __all__ = [
+    "checks",
     "comfy",
     "comfy_transformer",
     "compilation",
     "core_cache",
     "diffusion_model",
     "fused",
+    "guidance",
     "latents",
     "layers",
     "layouts",
     "low_precision",
+    "modulation",
     "patcher",
     "residual_cache",
     "sampling",

@@ -2,8 +2,11 @@
 
 import dataclasses
 import datetime as dt
+import importlib.metadata
 import json
+import os
 import platform
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ class Row:
     command: str
     hardware: str
     date: str
+    spread: tuple[tuple[float, float], tuple[float, float]] | None = None  # quartiles of ours and the peer's
 
 
 def less_is_better(
@@ -51,7 +55,20 @@ def hardware() -> str:
     if info.is_file():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return ", ".join([cpu, f"{torch.get_num_threads()} threads", *versions()])
+
+
+def versions(packages: Iterable[str] = ("diffusers",)) -> list[str]:
+    """Of torch, of packages, and of the ComfyUI in COMFYUI_PATH."""
+    found = [f"torch {torch.__version__}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {package}")
+    path = Path(os.environ.get("COMFYUI_PATH", "")) / "comfyui_version.py"
+    number = re.search(r'"(.+)"', path.read_text("utf-8")) if path.is_file() else None
+    return [*found, f"ComfyUI {number[1] if number else 'of unknown version'}"]
 
 
 def write(name: str, rows: Iterable[Row], note: str, folder: Path | None = None) -> None:
@@ -67,7 +84,12 @@ def write(name: str, rows: Iterable[Row], note: str, folder: Path | None = None)
 def markdown(rows: list[Row], note: str) -> str:
     lines = ["| what | ours | peer | | ratio |", "|---|---|---|---|---|"]
     for row in rows:
-        figures = f"{row.ours:.4g} {row.unit} | {row.peer:.4g} {row.unit}"
+        ranges = (f" ({low:.4g} to {high:.4g})" for low, high in row.spread) if row.spread else ("", "")
+        ours, peer = (
+            f"{figure:.4g} {row.unit}{range}"
+            for figure, range in zip((row.ours, row.peer), ranges, strict=True)
+        )
+        figures = f"{ours} | {peer}"
         lines.append(f"| {row.what} | {figures} | {row.peer_name} | {row.ratio:.2f} |")
     source = f"`{rows[0].command}`, {rows[0].date}, {rows[0].hardware}. Ratios above 1 are better for us."
     return "\n".join([*lines, "", f"{source} {note}", ""])

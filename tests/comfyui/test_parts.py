@@ -1,6 +1,5 @@
 """Single blocks that work in parts: linear1 is called several times, and its weight made ready once."""
 
-import types
 
 import pytest
 import tiny_gguf
@@ -122,18 +121,30 @@ def test_what_other_nodes_put_on_the_layer_runs(load, in_parts):
 
 def test_a_quantised_weight_in_ram_is_moved_for_the_while(load, casting):
     layer = load("int8").single_blocks[0].linear1
-    weight = layer.weight
-    on_device = types.SimpleNamespace(device=torch.device("meta"))  # stands for a GPU
-    with casting.hold(layer, on_device) as held:
+    weight, bias = layer.weight, layer.bias
+    x = torch.empty(1, device="meta")  # stands for a GPU
+    with casting.hold(layer, x) as held:
         assert held is layer
-        assert layer.weight.device.type == "meta"
+        assert layer.weight.device.type == layer.bias.device.type == "meta"
         assert type(layer.weight.data) is type(weight.data)
     assert layer.weight is weight
-    with pytest.raises(RuntimeError, match="full"), casting.hold(layer, on_device):
+    assert layer.bias is bias
+    with pytest.raises(RuntimeError, match="full"), casting.hold(layer, x):
         raise RuntimeError("full")
     assert layer.weight is weight
     with casting.hold(layer, torch.empty(1)):
         assert layer.weight is weight
+
+
+def test_a_patched_one_comes_as_numbers(load, casting):
+    """As ComfyUI's layer multiplies it then."""
+    layer = load("int8").single_blocks[0].linear1
+    layer.weight_function = [lambda weight: 2 * weight]
+    with casting.hold(layer, torch.empty(1, device="meta")) as held:
+        assert held is not layer
+    x = torch.randn(3, layer.in_features)
+    with casting.hold(layer, x) as held:
+        assert held is layer
 
 
 @pytest.mark.parametrize("cuda_malloc", [False, True])
