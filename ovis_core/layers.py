@@ -113,8 +113,9 @@ class SingleStreamBlock(nn.Module):
         self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention
     ) -> Tensor:
         """-> what linear2 takes: attn and mlp side by side (B, L, D + mlp size)."""
-        q, k, v, mlp, mlp_gate = self._project(self.linear1, x, shift, scale, None)
-        return torch.cat((attention(q, k, v, pe), swiglu(mlp_gate, mlp)), dim=-1)
+        early = self.norm.rotates(attention)
+        q, k, v, mlp, mlp_gate = self._project(self.linear1, x, shift, scale, pe if early else None)
+        return torch.cat((attention(q, k, v, None if early else pe), swiglu(mlp_gate, mlp)), dim=-1)
 
     def _at_once(self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor, attention: Attention) -> Tensor:
         """The same, each half written where it belongs."""

@@ -1,9 +1,9 @@
 """The blocks of a MODEL compiled by torch: one code for all double blocks and one for all single blocks.
 
-What is compiled is a core block whose layers and attention are opaque operators: at run time they call the
-layers of the very block that is running, as ComfyUI left them. So casting, offloading, dynamic VRAM, LoRAs,
-bypass mode and quantised layers stay ComfyUI's, weights are no part of the compiled code, and attention
-patches see what they see without compilation. What torch fuses is everything between: layer norms,
+What is compiled is a core block whose layers, norms of q and k, and attention are opaque operators: at run
+time they call those of the very block that is running, as ComfyUI left them. So casting, offloading, dynamic
+VRAM, LoRAs, bypass mode and quantised layers stay ComfyUI's, weights are no part of the compiled code, and
+attention patches see what they see without compilation. What torch fuses is everything between: layer norms,
 modulation, gates, activations, residual sums. (ComfyUI's `set_torch_compile_wrapper` traces ComfyUI's layers
 instead, so that its node needs a clone without dynamic VRAM.)
 
@@ -13,6 +13,7 @@ Sizes are symbols in the compiled code, so that there is one code of each kind.
 import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch.fx.experimental import _config as shapes
 
-from ...ovis_core.layers import Attention
+from ...ovis_core.layers import Attention, QKNorm
 from ...ovis_core.transformer import TransformerConfig
 from .transformer import BLOCK_RUNNER, ComfyTransformer
 
@@ -39,7 +40,14 @@ class RunningBlock(NamedTuple):
     """What the opaque operators call: the block that runs now in this thread."""
 
     layers: tuple[nn.Module, ...]
+    norms: tuple[QKNorm, ...]
     attention: Attention
+    pe: Tensor
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the norms do, and not the attention."""
+        return self.norms[0].rotates(self.attention)
 
 
 _running: ContextVar[RunningBlock] = ContextVar("ovis_image_running_block")
@@ -56,26 +64,53 @@ def _(x: Tensor, index: int, size: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], size))
 
 
+@torch.library.custom_op("ovis_image::qk_norm", mutates_args=())
+def _qk_norm(q: Tensor, k: Tensor, pe: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """(B, H, L, D/H) twice and their rotary table -> the same by the running block's norm of that index."""
+    running = _running.get()
+    q, k = running.norms[index](q, k, pe if running.rotates else None)
+    return q.contiguous(), k.contiguous()
+
+
+@_qk_norm.register_fake
+def _(q: Tensor, k: Tensor, pe: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
 @torch.library.custom_op("ovis_image::attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
-    """(B, H, L, D/H) three times and the rotary table -> (B, L, D) by the running block's attention."""
-    attention = _running.get().attention
-    if attention.is_watched:  # compiled code uses the memory of q, k and v again
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, H, L, D/H) three times -> (B, L, D) by the running block's attention."""
+    running = _running.get()
+    if running.attention.is_watched:  # compiled code uses the memory of q, k and v again
         q, k, v = q.clone(), k.clone(), v.clone()
-    return attention(q, k, v, pe).contiguous()
+    return running.attention(q, k, v, None if running.rotates else running.pe).contiguous()
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, length, head_dim = q.shape
     return q.new_empty((batch, length, heads * head_dim))
 
 
 class OpaqueAttention:
-    """The attention seam for a block to be compiled."""
+    """The attention seam for a block to be compiled: who rotates q and k is seen when it runs."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
-        return torch.ops.ovis_image.attention(q, k, v, pe)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: None) -> Tensor:
+        return torch.ops.ovis_image.attention(q, k, v)
+
+
+class OpaqueQKNorm(nn.Module):
+    """In the place of a block's `QKNorm`: asks the running block's."""
+
+    def __init__(self, index: int):
+        super().__init__()
+        self.index = index
+
+    def rotates(self, attention: OpaqueAttention) -> bool:
+        return True
+
+    def forward(self, q: Tensor, k: Tensor, pe: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.ovis_image.qk_norm(q, k, pe, self.index)
 
 
 class OpaqueLayer(nn.Module):
@@ -107,19 +142,28 @@ class CompiledBlock:
 
     def __init__(self, kind: type[nn.Module], config: TransformerConfig, backend: str):
         block = kind(config.hidden_size, config.num_heads, config.mlp_size, OpaqueOps)
+        norms = [name for name, module in block.named_modules() if isinstance(module, QKNorm)]
+        for index, name in enumerate(norms):
+            block.set_submodule(name, OpaqueQKNorm(index))
         layers = {name: layer for name, layer in block.named_modules() if isinstance(layer, OpaqueLayer)}
         for index, layer in enumerate(layers.values()):
             layer.index = index
-        self._layers_of = attrgetter(*layers)
+        self._layers_of, self._norms_of = _modules(*layers), _modules(*norms)
         self._compiled = torch.compile(block, backend=backend, fullgraph=True, dynamic=True)
 
     def __call__(self, block: nn.Module, *tensors: Tensor, attention: Attention):
-        token = _running.set(RunningBlock(self._layers_of(block), attention))
+        running = RunningBlock(self._layers_of(block), self._norms_of(block), attention, tensors[-1])
+        token = _running.set(running)
         try:
             with _known(shapes, SIZES), _known(dynamo, LIMITS):
                 return self._compiled(*tensors, OpaqueAttention())
         finally:
             _running.reset(token)
+
+
+def _modules(*names: str) -> Callable[[nn.Module], tuple[nn.Module, ...]]:
+    get = attrgetter(*names)
+    return get if len(names) > 1 else lambda block: (get(block),)
 
 
 def _known(config: ModuleType, settings: dict) -> AbstractContextManager:

@@ -112,6 +112,34 @@ def test_other_nodes_see_q_and_k_that_are_not_rotated(joined):
         torch.testing.assert_close(pair, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_compiled_blocks_have_q_and_k_normed_and_rotated_at_once(joined, pack, is_watched):
+    """By one code, whether other nodes want to see q and k that are not rotated or not."""
+    network, calls = joined
+    graphs = []
+
+    def backend(graph, inputs, **_):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    transformer = pack("nodes.adapters.transformer")
+    runner = pack("nodes.adapters.compilation").BlockRunner(network.config, backend)
+    watching = {"patches": {"attn1_patch": [lambda q, k, v, **_: {}]}}
+    args = arguments(network)
+    for options in (watching, {}) if is_watched else ({}, watching):
+        expected = without(network, *args, transformer_options=options)
+        calls["rms_rope"].clear()
+        with torch.inference_mode():  # as ComfyUI runs; else torch tells views from other tensors
+            given = network(*args, transformer_options={**options, transformer.BLOCK_RUNNER: runner})
+        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+        config = network.config
+        joined_calls = 2 * config.depth + config.depth_single_blocks
+        assert len(calls["rms_rope"]) == (0 if options else joined_calls)
+    assert len(graphs) == 2
+    torch._dynamo.reset()
+
+
 def test_functions_on_the_norms_weights_take_part(joined):
     """A LoRA on a weight that lies in RAM comes as such a function."""
     network, calls = joined
