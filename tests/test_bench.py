@@ -1,5 +1,6 @@
 """The bench's own arithmetic; measurements themselves are no tests."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -130,9 +131,11 @@ def gpu_part(**runs) -> dict:
         "hardware": "a GPU",
         "steps": 50,
         "ceilings": [["bf16 product 4352x3072x33792, sustained 10 s", 750.0, "TFLOP/s", {}]],
+        "reference": "float32",
         "errors": {"D0": 0.02, "U0": 0.01},
         "left_out": {"N0c": "needs CUDA"},
         "sizes": {"1024": {"tflop": 102.0, "runs": runs}},
+        "cards": [],
     }
 
 
@@ -155,6 +158,60 @@ def test_gpu_rows_compare_what_was_measured_in_one_part(gpu_rows):
     page = gpu_rows.page({"1": first, "2": second})
     assert "| 1024 | U1 ours, compiled | 200.0 | 199.0 to 201.0 | 510 | 10.0 | 2.00 |" in page
     assert "left out: N0c (needs CUDA)" in page
+
+
+def test_targets_of_the_gpu_bench_are_met_or_missed_or_not_measured(gpu_rows):
+    first = gpu_part(D0=300.0, D1=206.0, U0=250.0, U1=200.0)
+    first["sizes"]["1024"]["runs"]["U1"] |= {"image_s": 8.7, "peak_bytes": 12 * 2**30}
+    second = gpu_part(D0=200.0, U1=200.0, U3=110.0)
+    second["sizes"]["1024"]["runs"]["U3"]["image_s"] = 5.5
+    lines = gpu_rows.page({"1": first, "2": second}).splitlines()
+    targets = [line.rpartition(": ")[2] for line in lines if " at least " in line or " at most " in line]
+    assert targets == [
+        "1.50 times, met",  # by the first part
+        "1.03 times, missed",
+        "not measured",
+        "not measured",
+        "8.70 s, missed",
+        "12.00 GiB, met",
+        "not measured",
+        "5.50 s, met",
+    ]
+    assert gpu_rows.page({}).count("not measured") == len(targets)
+
+
+def test_the_page_has_the_longest_kernels_of_three(gpu_rows):
+    part = gpu_part(D0=300.0, U1=200.0)
+    for run in part["sizes"]["1024"]["runs"].values():
+        run |= {"total_ms": 190.0, "longest": [[f"{i}" * 70, 9.0 - i, 2 + i] for i in range(7)]}
+    page = gpu_rows.page({"1": part})
+    assert page.count("Longest kernels") == 1
+    assert "1024x1024, U1 ours, compiled, of 190.0 ms:" in page
+    assert f"- `{'4' * 60}`: 5.0 ms, 6 calls" in page
+    assert "`5" not in page
+
+
+def test_distances_from_another_reference_are_no_rows(gpu_rows):
+    part = gpu_part(D0=300.0, U0=250.0) | {"reference": "D0"}
+    assert not any(row.id.startswith("error") for row in gpu_rows.rows_of({"1": part}))
+    assert "distance from D0" in gpu_rows.page({"1": part})
+
+
+def test_cards_of_less_memory(gpu_rows):
+    part = gpu_part()
+    common = {"way": "static", "side": 1024, "steps": 6, "image_s": [9.0, 6.0, 6.0], "forwards": 1.0}
+    for memory, ours, peer in ((16, 0, 2), (8, 5, 10)):
+        for id, step, moved in (("U0", 0.5, ours), ("N0", 1.0, peer)):
+            row = {"card": f"{memory} GB", "memory": memory, "id": id, "step_s": step, "alike": id == "U0"}
+            row |= {"resident_bytes": [2**31, 2**30, 2**30], "moved_bytes": moved * 2**30}
+            part["cards"].insert(0, common | row)
+    rows = {row.id: row for row in gpu_rows.rows_of({"3": part})}
+    assert rows["card-step-8-GB-static"].ratio == rows["card-moved-8-GB-static"].ratio == 2.0
+    assert "card-moved-16-GB-static" not in rows, "nothing moved has no ratio"
+    lines = [line for line in gpu_rows.page({"3": part}).splitlines() if "GB" in line]
+    assert [line.split(" | ")[0] for line in lines] == ["| 16 GB", "| 16 GB", "| 8 GB", "| 8 GB"]
+    ours = "| 0.500 | 9.0, 6.0, 6.0 | 2.00, 1.00, 1.00 | 5.00 | 1 | yes |"
+    assert f"| 8 GB | static | U0 ours, eager | 1024, 6 steps {ours}" in lines
 
 
 def test_a_part_of_the_gpu_bench_replaces_itself_alone(gpu_rows, tmp_path):
@@ -180,6 +237,50 @@ def test_steps_are_taken_in_turns_until_the_deadline(timer):
     assert {name: len(durations) for name, durations in taken.items()} == dict.fromkeys("abc", 5)
     late = timer.interleaved(steps, cpu, warm_ups=1, repeats=5, deadline=0.0)
     assert [len(durations) for durations in late.values()] == [3, 3, 3]
+
+
+def test_a_step_that_fails_leaves_the_others_in_their_turns(timer):
+    failed, calls = [], []
+
+    @contextlib.contextmanager
+    def guard(name):
+        try:
+            yield
+        except RuntimeError as error:
+            failed.append((name, str(error)))
+
+    def third_fails():
+        calls.append(None)
+        if len(calls) == 3:
+            raise RuntimeError("no memory")
+
+    steps = {"good": lambda: None, "bad": third_fails}
+    taken = timer.interleaved(steps, torch.device("cpu"), warm_ups=1, repeats=5, guard=guard)
+    assert {name: len(durations) for name, durations in taken.items()} == {"good": 5}
+    assert failed == [("bad", "no memory")]
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(RuntimeError, match="no memory"):
+        timer.interleaved(steps, torch.device("cpu"), warm_ups=1, repeats=5)
+
+
+def test_peaks_count_what_a_step_keeps_for_the_next(timer, monkeypatch):
+    state = {"now": 1000, "peak": 0}
+
+    def step():
+        kept = max(state["now"], 1000 + 100)  # a table, made once
+        made = 0 if state["now"] == kept else 500  # on the way to it
+        state.update(now=kept, peak=max(state["peak"], kept + 30 + made))
+
+    cuda = {
+        "synchronize": lambda device: None,
+        "memory_allocated": lambda device: state["now"],
+        "max_memory_allocated": lambda device: state["peak"],
+        "reset_peak_memory_stats": lambda device: state.update(peak=state["now"]),
+    }
+    for name, function in cuda.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", function)
+    assert timer.peak_bytes(step, torch.device("cuda")) == 130
 
 
 def test_summaries_are_medians_and_quartiles(timer):
@@ -226,7 +327,9 @@ def test_bench_offers_the_scripts_alone():
     dev = tiny_model.import_by_path("dev", tiny_model.ROOT / "dev.py")
     names = dev.bench_names()
     assert {"cpu", "gpu"} <= set(names)
-    assert not {"meter", "table", "networks", "pack", "weights", "timer", "gpu-rows"} & set(names)
+    assert not {"meter", "table", "networks", "pack", "weights", "timer", "gpu-rows", "gpu-offload"} & set(
+        names
+    )
 
 
 def test_bench_passes_its_arguments_on(monkeypatch):

@@ -182,6 +182,7 @@ class _AliasPatcher:
         clone = super().clone(*args, **kwargs)
         if type(clone) is comfy.model_patcher.ModelPatcher:  # what ComfyUI makes of a dynamic one on request
             clone.__class__ = OvisImagePatcher
+            clone.size = 0  # to be counted anew: a dynamic one counts the modulation, too
         return clone
 
     def _place(self, patches: dict) -> tuple[dict, dict]:
@@ -225,8 +226,10 @@ class OvisImagePatcher(_AliasPatcher, ExchangedWeights, comfy.model_patcher.Mode
     """
 
     def model_size(self) -> int:
-        kept_off = map(comfy.model_management.module_size, self._modulation().values())
-        return super().model_size() - sum(kept_off)
+        if not self.size:  # which clones are given
+            kept_off = map(comfy.model_management.module_size, self._modulation().values())
+            self.size = super().model_size() - sum(kept_off)
+        return self.size
 
     def _load_list(self, *args, **kwargs) -> list[tuple]:
         kept_off = {*self._modulation().values()}

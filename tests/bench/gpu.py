@@ -1,10 +1,11 @@
 """The full-size network on a GPU, with the same random weights as diffusers and as ComfyUI has it.
 
     python3 dev.py bench gpu --part 1      ceilings; diffusers, ComfyUI and ours at 1024x1024, whole images
-    python3 dev.py bench gpu --part 2      ablations, fp8, cache; 512x512 and 1536x1536
+    python3 dev.py bench gpu --part 2      fp8, int8, cache, attention kernels; 512x512 and 1536x1536
+    python3 dev.py bench gpu --part 3      what each feature is worth; cards of 24, 16, 12 and 8 GB
     python3 dev.py bench gpu --part 1 --small      every line of this on a small network, also on a CPU
 
-Each part ends within --budget seconds, writes what it has after every figure, and leaves the other part's
+Each part ends within --budget seconds, writes what it has after every figure, and leaves the other parts'
 results as they are. Needs 48 GB of GPU memory. Where no ComfyUI is installed, any Python with torch, triton,
 diffusers, comfy_kitchen, comfy_aimdo, torchsde and ComfyUI's other requirements runs this file itself, with
 COMFYUI_PATH set to a folder that has ComfyUI's `comfy/` (its tokenizers can be left out), node_helpers.py and
@@ -14,19 +15,18 @@ comfyui_version.py.
 import argparse
 import datetime as dt
 import gc
-import importlib.metadata
-import os
-import re
+import math
 import shutil
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import gpu_offload  # before all that imports ComfyUI
 import timer
 import torch
 from gpu_list import COMPILED, Implementations, Unavailable
@@ -34,19 +34,23 @@ from gpu_models import Diffusers, Inputs
 from gpu_rows import NAMES, merge, page, rows_of
 from meter import Meter
 from pack import layouts, transformer
-from table import RESULTS, write
+from table import RESULTS, versions, write
+from torch import Tensor
 from weights import Weights, random_weights, relative_error
 
+ATTENTIONS = ("U0-comfyui", "U0-flash", "U0-cudnn")
 PARTS = {
     "1": ("D0", "D1", "N0", "N0c", "U0", "U1"),
-    "2": ("D0", "N0", "U0", "U1", "U2", "U3", "U5", *(id for id in NAMES if id.startswith("U0-"))),
+    "2": ("D0", "N0", "U0", "U1", "U2", "U3", "U3-behind", "U3-int8", "U5", *ATTENTIONS),
+    "3": ("D0", "U0", *(id for id in NAMES if id.startswith("U0-") and id not in ATTENTIONS)),
 }
-IMAGES = {"1": ("D0", "N0", "U1", "D1", "U0"), "2": ("U3", "U1", "U5")}
-OTHER_SIDES = {"1": (), "2": ("D0", "N0", "U0", "U1", "U3")}
+IMAGES = {"1": ("D0", "N0", "U1", "D1", "U0"), "2": ("U3", "U1", "U5"), "3": ()}
+OTHER_SIDES = {"1": (), "2": ("D0", "N0", "U0", "U1", "U3"), "3": ()}
 MEASURED = "gpu_measured.json"
 SIDES, SMALL_SIDES = (1024, 512, 1536), (128, 64, 192)
 MAX_ERROR = 0.01  # of a velocity, or 1.5 times that of diffusers where its rounding is worse
-MAX_FP8_ERROR = 0.2
+MAX_ERROR_BESIDE_D0 = 0.05  # where that, of the same precision, has to stand in for float32
+MAX_LOW_ERROR = 0.2  # of fp8 and int8
 PACKAGES = ("diffusers", "triton", "comfy-kitchen", "comfy-aimdo")
 
 
@@ -62,7 +66,7 @@ def main() -> None:
     out = args.out or (Path(tempfile.mkdtemp()) if args.small else RESULTS)
     if not args.small and (RESULTS / MEASURED).is_file() and not (out / MEASURED).is_file():
         out.mkdir(parents=True, exist_ok=True)
-        shutil.copy(RESULTS / MEASURED, out)  # to keep the other part
+        shutil.copy(RESULTS / MEASURED, out)  # to keep the other parts
     bench = Bench(args.part, args.small, time.monotonic() + args.budget, out)
     bench.run()
     print(f"written to {out}")
@@ -89,9 +93,11 @@ class Bench:
             "hardware": hardware(self.device),
             "steps": self.steps,
             "ceilings": [],
+            "reference": "float32",
             "errors": {},
             "left_out": {},
             "sizes": {},
+            "cards": [],
         }
 
     def run(self) -> None:
@@ -112,6 +118,10 @@ class Bench:
             if some:
                 self.measure(side, some)
                 self.look_inside(side, some)
+        if self.part == "3":
+            weights = gpu_offload.off_device(weights)
+            del self.implementations
+            self.measure_cards(weights)
         self.save()
 
     def save(self) -> None:
@@ -121,20 +131,32 @@ class Bench:
             write("gpu", rows, page(measured), self.out)
 
     @contextmanager
-    def leaving_out(self, what: str, estimate: float = 0.0) -> Iterator[bool]:
+    def leaving_out(self, what: str, estimate: float = 0.0, deadline: float = math.inf) -> Iterator[bool]:
         """False when `estimate` seconds are no longer left. What fails is left out, by name and reason."""
-        has_time = time.monotonic() + estimate < self.deadline
-        reason = None if has_time else "no time left"
-        try:
+        has_time = time.monotonic() + estimate < min(self.deadline, deadline)
+        if not has_time:
+            self.leave_out(what, "no time left")
+        with self.surviving(what):
             yield has_time
+
+    @contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        """What fails is left out, by name and reason."""
+        reason = None
+        try:
+            yield
         except Unavailable as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001, what fails must not take the rest along
             traceback.print_exc()
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         if reason:
-            self.figures["left_out"][what] = reason
-            print(f"left out: {what} ({reason})", flush=True)
+            self.leave_out(what, reason)
+            self.free()
+
+    def leave_out(self, what: str, reason: str) -> None:
+        self.figures["left_out"][what] = reason
+        print(f"left out: {what} ({reason})", flush=True)
 
     def measure_ceilings(self) -> None:
         with self.leaving_out("ceilings"):
@@ -151,15 +173,12 @@ class Bench:
         return random_weights(self.config, layouts, shapes, self.device, self.dtype)
 
     def check(self, ids: tuple[str, ...], weights: Weights) -> list[str]:
-        """Those whose first velocity is the float32 one of diffusers but for rounding."""
+        """Those whose first velocity is the reference's but for rounding."""
         inputs, good = self.inputs(self.sides[0]), []
-        wide = Weights({}, {name: tensor.float() for name, tensor in weights.diffusers.items()})
-        wide_inputs = replace(inputs, x=inputs.x.float(), context=inputs.context.float())
-        expected = Diffusers(self.config, wide).velocity(wide_inputs)
-        del wide
+        expected = self.make_reference(weights, inputs)
         self.free()
-        spread = expected.std().item()
-        assert 0.1 <= spread <= 10, f"a velocity of spread {spread} is no use for measuring"
+        if expected is None:
+            return good
         for id in ids:
             seconds_at_most = 90 if id in COMPILED and not self.small else 10
             with self.leaving_out(f"{id} {NAMES[id]}", seconds_at_most) as has_time:
@@ -170,37 +189,69 @@ class Bench:
                 error = relative_error(implementation.velocity(inputs), expected)
                 timer.synchronize(self.device)
                 self.figures["errors"][id] = error
-                limit = max(MAX_ERROR, 1.5 * self.figures["errors"].get("D0", 0.0))
                 took = round(time.monotonic() - start, 1)
                 print(f"{id} {NAMES[id]}: first call {took} s, error {error:.2g}", flush=True)
-                if not error <= (MAX_FP8_ERROR if id == "U3" else limit):
-                    raise ValueError(f"its velocity is {error:.2g} away from float32's")
+                if not error <= self.max_error(id):
+                    raise ValueError(f"its velocity is {error:.2g} away from {self.figures['reference']}'s")
                 if id in COMPILED:
                     self.size(self.sides[0])["runs"][id] = {"first_call_s": took}
                 good.append(id)
         return good
+
+    def make_reference(self, weights: Weights, inputs: Inputs) -> Tensor | None:
+        """The first velocity of diffusers in float32, or where that cannot be made as shipped."""
+        expected = None
+        with self.surviving("the velocity in float32"):
+            expected = self.wide_velocity(weights, inputs)
+        if expected is None:
+            self.figures["reference"] = "D0"
+            with self.surviving("all, which have nothing to be compared with"):
+                expected = self.implementations.get("D0").velocity(inputs)
+        if expected is not None and not 0.1 <= (spread := expected.std().item()) <= 10:
+            self.leave_out("all", f"a velocity of spread {spread:.3g} is no use for measuring")
+            return None
+        return expected
+
+    def wide_velocity(self, weights: Weights, inputs: Inputs) -> Tensor:
+        wide = Weights({}, {name: tensor.float() for name, tensor in weights.diffusers.items()})
+        wide_inputs = replace(inputs, x=inputs.x.float(), context=inputs.context.float())
+        return Diffusers(self.config, wide).velocity(wide_inputs)
+
+    def max_error(self, id: str) -> float:
+        if id.startswith("U3"):
+            return MAX_LOW_ERROR
+        if self.figures["reference"] == "D0":
+            return MAX_ERROR_BESIDE_D0
+        return max(MAX_ERROR, 1.5 * self.figures["errors"].get("D0", 0.0))
 
     def measure(self, side: int, ids: list[str]) -> None:
         """Seconds a step of all, in turns."""
         inputs, size = self.inputs(side), self.size(side)
         what = f"steps at {side}x{side}"
         with self.leaving_out(what, estimate=10 if self.small else 30) as has_time:
-            if not has_time:
-                return
-            makers = {id: self.implementations.get(id) for id in ids}
-            steps = {id: implementation.stepper(inputs) for id, implementation in makers.items()}
-            taken = timer.interleaved(
-                steps, self.device, 3, self.repeats, min(self.deadline, time.monotonic() + 120)
-            )
-            for id, durations in taken.items():
-                each = [duration / makers[id].evaluations for duration in durations]
-                size["runs"][id] = {**size["runs"].get(id, {}), **timer.summary(each)}
-                print(f"{side}x{side} {id} {NAMES[id]}: {size['runs'][id]['ms']} ms", flush=True)
-            self.save()
+            if has_time:
+                self.take_turns(side, ids, inputs, size["runs"])
+                self.save()
         # A first call's figures alone are no run.
         size["runs"] = {id: size["runs"][id] for id in ids if "ms" in size["runs"].get(id, {})}
         if not size["runs"]:
             del self.figures["sizes"][str(side)]
+
+    def take_turns(self, side: int, ids: list[str], inputs: Inputs, runs: dict[str, dict]) -> None:
+        def guard(id: str) -> AbstractContextManager:
+            return self.surviving(f"steps of {id} {NAMES[id]} at {side}x{side}")
+
+        makers, steps = {}, {}
+        for id in ids:
+            with guard(id):
+                makers[id] = self.implementations.get(id)
+                steps[id] = makers[id].stepper(inputs)
+        deadline = min(self.deadline, time.monotonic() + 120)
+        taken = timer.interleaved(steps, self.device, 3, self.repeats, deadline, guard)
+        for id, durations in taken.items():
+            each = [duration / makers[id].evaluations for duration in durations]
+            runs[id] = {**runs.get(id, {}), **timer.summary(each)}
+            print(f"{side}x{side} {id} {NAMES[id]}: {runs[id]['ms']} ms", flush=True)
 
     def look_inside(self, side: int, ids: list[str]) -> None:
         """Memory and kernels of one step of each."""
@@ -211,12 +262,15 @@ class Bench:
                 continue
             with self.leaving_out(f"memory and kernels of {id} at {side}x{side}", estimate=3) as has_time:
                 if not has_time:
-                    return
+                    continue
                 implementation = self.implementations.get(id)
                 step = implementation.stepper(inputs)
+                with implementation.running():
+                    weights = timer.weight_bytes(implementation.network, self.device)
+                implementation.forget()
                 peak = timer.peak_bytes(step, self.device)
                 if peak is not None:
-                    run["peak_bytes"] = peak + timer.weight_bytes(implementation.network, self.device)
+                    run["peak_bytes"] = peak + weights
                 run |= timer.kernels(step, self.device)
                 print(f"{side}x{side} {id}: {run.get('peak_bytes')} bytes, {run['attention']}", flush=True)
                 self.save()
@@ -236,6 +290,30 @@ class Bench:
                 run["image_state"] = timer.driver_state()
                 print(f"{side}x{side} {id}: an image in {run['image_s']} s {run['image_state']}", flush=True)
                 self.save()
+
+    def measure_cards(self, weights: Weights) -> None:
+        """Pictures on cards of less memory; both ways of ComfyUI get the same time."""
+        side, steps = self.sides[0], 2 if self.small else 6
+        inputs = self.inputs(side)
+        self.free()
+        for i, way in enumerate(gpu_offload.WAYS):
+            now = time.monotonic()
+            deadline = now + (self.deadline - now) / (len(gpu_offload.WAYS) - i)
+            with self.surviving(way):
+                gpu_offload.turn_on(way, self.device)
+                for card in gpu_offload.cards(self.device):
+                    for id in ("U0", "N0"):
+                        self.measure_card(id, way, card, weights, inputs, steps, deadline)
+
+    def measure_card(self, id: str, way: str, card, weights: Weights, inputs, steps, deadline) -> None:
+        what = f"{id} {NAMES[id]} on a card of {card.name}, {way}"
+        with self.leaving_out(what, 5 if self.small else 20, deadline) as has_time:
+            if has_time:
+                row = gpu_offload.measure(id, self.config, weights, card, inputs, steps)
+                self.figures["cards"].append({"way": way, "side": self.sides[0], "steps": steps, **row})
+                print(f"{what}: {row}", flush=True)
+                self.save()
+        self.free()
 
     def inputs(self, side: int) -> Inputs:
         return Inputs.random(self.config, side, self.device, self.dtype)
@@ -261,20 +339,10 @@ class Bench:
 
 def hardware(device: torch.device) -> str:
     """Device, driver and versions."""
-    versions = [f"torch {torch.__version__}"]
-    if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, driver {timer.driver_state().get('driver_version')}"
-        versions.append(f"cuDNN {torch.backends.cudnn.version()}")
-    else:
-        name = f"CPU, {torch.get_num_threads()} threads"
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"no {package}")
-    version = Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py"
-    found = re.search(r'"(.+)"', version.read_text("utf-8")) if version.is_file() else None
-    return ", ".join([name, *versions, f"ComfyUI {found[1] if found else 'of unknown version'}"])
+    if device.type != "cuda":
+        return ", ".join([f"CPU, {torch.get_num_threads()} threads", *versions(PACKAGES)])
+    name = f"{torch.cuda.get_device_name(device)}, driver {timer.driver_state().get('driver_version')}"
+    return ", ".join([name, f"cuDNN {torch.backends.cudnn.version()}", *versions(PACKAGES)])
 
 
 if __name__ == "__main__":

@@ -8,29 +8,39 @@ from gpu_models import (
     Diffusers,
     cudnn_override,
     in_one_part,
+    joined_by_cat,
+    loaded,
+    modulation_on_device,
     native_model,
     no_joined_operations,
     no_kept_text,
     no_rotary_table,
     our_model,
+    scaled_behind,
 )
 from pack import compilation, low_precision
 from weights import Weights
 
-# What U0 is without one of its features, one at a time; `gpu_rows.NAMES` says which.
-ABLATIONS = {
-    "U0-comfyui": {"options": {"ovis_attention": "comfyui"}},
-    "U0-flash": {"options": {"ovis_attention": "flash"}},
-    "U0-cudnn": {"options": {"ovis_attention": "cudnn"}},
-    "U0-table": {"is_tabulated": False},
-    "U0-text": {"around": (no_kept_text,)},
-    "U0-parts": {"around": (in_one_part,)},
-    "U0-joined": {"around": (no_joined_operations,)},
-    "U0-rope": {"around": (no_rotary_table,)},
-    "U0-split": {"is_split": True},
+# Others with one thing changed; U0-... is U0 without one of its features. `gpu_rows.NAMES` says which.
+VARIANTS = {
+    "N0c": ("N0", {"options": {"optimized_attention_override": cudnn_override}}),
+    "U2": ("U1", {"is_split": True}),
+    "U3-behind": ("U3", {"around": (scaled_behind,)}),
+    "U5": ("U1", {"is_cached": True}),
+    "U0-comfyui": ("U0", {"options": {"ovis_attention": "comfyui"}}),
+    "U0-flash": ("U0", {"options": {"ovis_attention": "flash"}}),
+    "U0-cudnn": ("U0", {"options": {"ovis_attention": "cudnn"}}),
+    "U0-table": ("U0", {"sigmas": (), "around": (modulation_on_device,)}),
+    "U0-text": ("U0", {"around": (no_kept_text,)}),
+    "U0-parts": ("U0", {"around": (in_one_part,)}),
+    "U0-written": ("U0", {"around": (joined_by_cat,)}),
+    "U0-joined": ("U0", {"around": (no_joined_operations,)}),
+    "U0-rope": ("U0", {"around": (no_rotary_table,)}),
+    "U0-split": ("U0", {"is_split": True}),
 }
+FORMATS = {"U3": low_precision.FP8, "U3-int8": low_precision.INT8}
 NEEDS_CUDA = ("N0c", "U0-flash", "U0-cudnn")
-COMPILED = ("D1", "U1", "U2", "U3", "U5")
+COMPILED = ("D1", "U1", "U2", "U3", "U3-behind", "U3-int8", "U5")
 
 
 class Unavailable(Exception):
@@ -51,6 +61,8 @@ class Implementations:
         if id not in self._made:
             if id in NEEDS_CUDA and self.device.type != "cuda":
                 raise Unavailable("needs CUDA")
+            if id == "U3-behind" and (reason := self._never_scales_in_kernel()):
+                raise Unavailable(reason)
             is_built = self.backend == "inductor" and id in COMPILED
             if is_built and (missing := compilation.missing_compiler(self.device.type)):
                 raise Unavailable(missing)
@@ -58,28 +70,32 @@ class Implementations:
         return self._made[id]
 
     def _make(self, id: str) -> Comfy | Diffusers:
-        if id in ABLATIONS:
-            return replace(self.get("U0"), **ABLATIONS[id])
+        if id in VARIANTS:
+            base, changes = VARIANTS[id]
+            return replace(self.get(base), **changes)
         match id:
             case "D0" | "D1":
                 return Diffusers(self.config, self.weights, self.backend if id == "D1" else None)
             case "N0":
-                return Comfy(native_model(self.weights))
-            case "N0c":
-                return replace(self.get("N0"), options={"optimized_attention_override": cudnn_override})
+                return Comfy(loaded(native_model(self.weights)))
             case "U0":
-                return Comfy(our_model(self.config, self.weights), is_tabulated=True)
+                return self._ours()
             case "U1":
                 return self._compiled(self.get("U0"))
-            case "U2":
-                return replace(self.get("U1"), is_split=True)
-            case "U3":
-                return self._compiled(
-                    Comfy(our_model(self.config, self.weights, low_precision.FP8), is_tabulated=True)
-                )
-            case "U5":
-                return replace(self.get("U1"), is_cached=True)
+            case "U3" | "U3-int8":
+                return self._compiled(self._ours(FORMATS[id]))
         raise KeyError(id)
+
+    def _ours(self, weight_format: str | None = None) -> Comfy:
+        return Comfy(loaded(our_model(self.config, self.weights, weight_format)), is_tabulated=True)
+
+    def _never_scales_in_kernel(self) -> str | None:
+        product = low_precision.fp8_product(self.device)
+        if product is None:
+            return "this device multiplies no fp8"
+        return (
+            None if product is low_precision.scaled_in_kernel else "this device knows no other, so U3 is it"
+        )
 
     def _compiled(self, implementation: Comfy) -> Comfy:
         model = compilation.compiled_model(implementation.patcher, self.backend)

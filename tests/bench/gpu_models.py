@@ -5,13 +5,15 @@ A step is one guided evaluation: the conditional and the unconditional velocity 
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from unittest import mock
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
 from pack import (
     comfy,
+    comfy_transformer,
     core_cache,
     diffusion_model,
     fused,
@@ -28,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weights import Weights
 
 CFG = 5.0
-SIGMAS = [step / 48 for step in range(1, 49)]  # a schedule with the sigma of the steps, exactly
+SIGMAS = tuple(step / 48 for step in range(1, 49))  # a schedule with the sigma of the steps, exactly
 Around = Callable[["Comfy"], contextlib.AbstractContextManager]
 
 
@@ -95,6 +97,12 @@ class Diffusers:
 
         return step
 
+    def forget(self) -> None:
+        """It keeps nothing from step to step."""
+
+    def running(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
     def velocity(self, inputs: Inputs) -> Tensor:
         return latents.unpack_latents(self.stepper(inputs)(), *inputs.x.shape[-2:])
 
@@ -119,7 +127,8 @@ class Comfy:
 
     options: what its forwards find in transformer_options besides the MODEL's own. around: contexts that its
     forwards run in. is_cached: every second evaluation skips what the residual cache can skip. is_tabulated:
-    modulation comes from a table, and text tokens are kept.
+    modulation comes from a table of `sigmas`, if there are any, and text tokens are kept. kept: what those
+    contexts keep from step to step.
     """
 
     patcher: comfy.model_patcher.ModelPatcher
@@ -128,6 +137,8 @@ class Comfy:
     is_split: bool = False
     is_cached: bool = False
     is_tabulated: bool = False
+    sigmas: Sequence[float] = SIGMAS
+    kept: dict = field(default_factory=dict, init=False)
 
     @property
     def network(self) -> nn.Module:
@@ -148,7 +159,7 @@ class Comfy:
             parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
         if self.is_tabulated:
             is_read = inputs.sigma.device.type == "cpu"
-            shared[sampling_run.SAMPLING_RUN] = sampling_run.SamplingRun(SIGMAS, "bench", is_read)
+            shared[sampling_run.SAMPLING_RUN] = sampling_run.SamplingRun(self.sigmas, "bench", is_read)
         cache = None
         if self.is_cached:
             cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
@@ -161,15 +172,27 @@ class Comfy:
             return torch.cat(passes) if len(passes) > 1 else passes[0]
 
         def step() -> Tensor:
-            with torch.inference_mode(), contextlib.ExitStack() as stack:
-                for context in self.around:
-                    stack.enter_context(context(self))
+            with torch.inference_mode(), self.running():
                 if cache is None:
                     return evaluate()
                 cache.evaluate(1.0, evaluate)  # begins a run
                 return cache.evaluate(0.5, evaluate)
 
         return step
+
+    def forget(self) -> None:
+        """Drops the tables that the network keeps from step to step."""
+        if isinstance(self.network, comfy_transformer.ComfyTransformer):
+            self.network.modulation.forget()
+            self.network._tables.clear()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """What its forwards run in."""
+        with contextlib.ExitStack() as stack:
+            for context in self.around:
+                stack.enter_context(context(self))
+            yield
 
     def velocity(self, inputs: Inputs) -> Tensor:
         return self.stepper(inputs)()
@@ -187,9 +210,7 @@ class Comfy:
         guider.set_cfg(CFG)
         noise = torch.randn(inputs.x[:1].shape, generator=torch.Generator().manual_seed(0))
         sigmas = torch.linspace(1, 0, steps + 1)
-        with torch.inference_mode(), contextlib.ExitStack() as stack:
-            for context in self.around:
-                stack.enter_context(context(self))
+        with torch.inference_mode(), self.running():
             sampler = comfy.samplers.sampler_object("euler")
             return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
 
@@ -208,10 +229,8 @@ def native_model(weights: Weights) -> comfy.model_patcher.ModelPatcher:
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported), device=device)
     model = config.get_model(state, "", device="meta")
     model.load_model_weights(state, "", assign=True)
-    return _loaded(
-        comfy.model_patcher.CoreModelPatcher(
-            model, load_device=device, offload_device=management.unet_offload_device()
-        )
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=device, offload_device=management.unet_offload_device()
     )
 
 
@@ -228,10 +247,11 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
     model.load_model_weights(state, assign=True)
     ours = patcher.patch_model(model)
     sampling_run.tabulate(ours)
-    return _loaded(ours)
+    diffusion_model.make_room(ours)
+    return ours
 
 
-def _loaded(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+def loaded(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
     """On its device as ComfyUI counts it, for good."""
     comfy.model_management.load_models_gpu([model])
     return model
@@ -245,36 +265,65 @@ def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-@contextlib.contextmanager
-def in_one_part(_: Comfy) -> Iterator[None]:
+def in_one_part(_: Comfy) -> contextlib.AbstractContextManager:
     """Single blocks take all their tokens at once."""
-    before, layers.num_parts = layers.num_parts, lambda batch, length: 1
-    try:
-        yield
-    finally:
-        layers.num_parts = before
+
+    def num_parts(batch: int, length: int) -> int:
+        return 1
+
+    return mock.patch.object(layers, "num_parts", num_parts)
 
 
-@contextlib.contextmanager
-def no_joined_operations(_: Comfy) -> Iterator[None]:
+def joined_by_cat(_: Comfy) -> contextlib.AbstractContextManager:
+    """Single blocks make attention and MLP, of all their tokens at once, and join them behind."""
+
+    def forward(self, x: Tensor, vec: Tensor, pe: Tensor, attention) -> Tensor:
+        shift, scale, gate = self.modulation(vec)
+        early = self.norm.rotates(attention)
+        q, k, v, mlp, mlp_gate = self._project(self.linear1, x, shift, scale, pe if early else None)
+        attn = attention(q, k, v, None if early else pe)
+        joined = torch.cat((attn, layers.swiglu(mlp_gate, mlp)), dim=-1)
+        return layers.clip_fp16(torch.addcmul(x, gate, self.linear2(joined)))
+
+    return mock.patch.object(layers.SingleStreamBlock, "forward", forward)
+
+
+def no_joined_operations(_: Comfy) -> contextlib.AbstractContextManager:
     """Norms, their modulation and the rotation as torch has them, one after the other."""
-    kind = fused.Fused
-    before, kind.__call__ = kind.__call__, lambda self, *tensors: self.plain(*tensors)
-    try:
-        yield
-    finally:
-        kind.__call__ = before
+    return mock.patch.object(fused.Fused, "__call__", lambda self, *tensors: self.plain(*tensors))
+
+
+def no_kept_text(_: Comfy) -> contextlib.AbstractContextManager:
+    """The text states are projected for every forward."""
+    return mock.patch.object(text_states.Projections, "of", lambda self, project, context: project(context))
+
+
+def scaled_behind(_: Comfy) -> contextlib.AbstractContextManager:
+    """fp8 products are scaled row by row behind the kernel."""
+
+    def fp8_product(device: torch.device) -> Callable[..., Tensor]:
+        return low_precision.scaled_behind
+
+    return mock.patch.object(low_precision, "fp8_product", fp8_product)
 
 
 @contextlib.contextmanager
-def no_kept_text(_: Comfy) -> Iterator[None]:
-    """The text states are projected for every forward."""
-    kind = text_states.Projections
-    before, kind.of = kind.of, lambda self, project, context: project(context)
+def modulation_on_device(implementation: Comfy) -> Iterator[None]:
+    """The modulation layers lie on the device, like all others: their copies there take no time of a step."""
+    device, kept = implementation.patcher.load_device, implementation.kept
+    before = {}
+    for name, layer in implementation.network.modulation.layers.items():
+        before[layer] = layer.weight, layer.bias, layer.comfy_cast_weights
+        if name not in kept:
+            copies = (nn.Parameter(x.detach().to(device), requires_grad=False) for x in before[layer][:2])
+            kept[name] = tuple(copies)
+        layer.weight, layer.bias = kept[name]
+        layer.comfy_cast_weights = False
     try:
         yield
     finally:
-        kind.of = before
+        for layer, values in before.items():
+            layer.weight, layer.bias, layer.comfy_cast_weights = values
 
 
 @contextlib.contextmanager

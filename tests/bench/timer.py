@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -47,19 +48,28 @@ def seconds(step: Step, device: torch.device) -> float:
 
 
 def interleaved(
-    steps: dict[str, Step], device: torch.device, warm_ups: int, repeats: int, deadline: float = math.inf
+    steps: dict[str, Step],
+    device: torch.device,
+    warm_ups: int,
+    repeats: int,
+    deadline: float = math.inf,
+    guard: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> dict[str, list[float]]:
     """Seconds of every call of every step, taken in turns in random order; fewer turns past the deadline, a
-    `time.monotonic`, but at least three.
+    `time.monotonic`, but at least three. A step whose exception its guard suppresses is taken no further and
+    left out.
     """
     rng, taken = random.Random(0), {id: [] for id in steps}
     for turn in range(warm_ups + repeats):
         if turn >= warm_ups + 3 and time.monotonic() > deadline:
             break
-        for id in rng.sample(list(steps), len(steps)):
-            duration = seconds(steps[id], device)
-            if turn >= warm_ups:
-                taken[id].append(duration)
+        for id in rng.sample(list(taken), len(taken)):
+            with guard(id):
+                duration = seconds(steps[id], device)
+                if turn >= warm_ups:
+                    taken[id].append(duration)
+                continue
+            del taken[id]
     return taken
 
 
@@ -74,12 +84,16 @@ def summary(durations: list[float]) -> dict[str, float]:
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:
-    """What one call takes at its peak beyond what lives before it; None on the CPU."""
+    """What the second of two calls takes at its peak beyond what lives before the first, whatever the first
+    keeps for it included; None on the CPU.
+    """
     if device.type != "cuda":
         return None
     synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
+    step()
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
     step()
     synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

@@ -166,7 +166,7 @@ def test_what_the_patcher_loads_and_counts(model):
     layers = model.model.diffusion_model.modulation.layers
     assert len(layers) == 2 * tiny_model.TRANSFORMER.depth + tiny_model.TRANSFORMER.depth_single_blocks + 1
     size = sum(map(management.module_size, layers.values()))
-    assert model.model_size() == whole - size
+    assert model.model_size() == model.clone().clone().model_size() == whole - size
     loaded = {entry[-3] for entry in model._load_list()}
     names = {f"diffusion_model.{name}" for name in layers}
     assert not loaded & names
@@ -256,10 +256,10 @@ def test_pictures_of_one_process_are_alike_when_memory_is_short(model, sample, m
     monkeypatch.setattr(management, "current_loaded_models", [])
     loaded = []
     try:
-        for _ in range(3):
-            samples, _ = sample()
+        for patcher in (model, model.clone(), model.clone().clone()):  # as behind other nodes
+            samples, _ = sample(patcher)
             assert torch.equal(samples, expected)
-            loaded.append(model.loaded_size())
+            loaded.append(patcher.loaded_size())
     finally:
         monkeypatch.undo()
         model.detach()

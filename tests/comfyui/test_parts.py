@@ -1,6 +1,5 @@
 """Single blocks that work in parts: linear1 is called several times, and its weight made ready once."""
 
-
 import pytest
 import tiny_gguf
 import tiny_model
