@@ -51,8 +51,10 @@ def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor
         return None
     if not isinstance(layer.weight, QuantizedTensor) or is_gguf(layer.weight):
         return _as_product(layer, x)
-    if layer.weight.device == x.device or hasattr(layer, "_v"):  # dynamic VRAM has brought the block over
+    if layer.weight.device == x.device or hasattr(layer, "_prefetch"):  # dynamic VRAM has brought it over
         return nullcontext(layer)
+    if hasattr(layer, "_v"):  # dynamic VRAM will, at each call
+        return None
     is_patched = layer.weight_function or layer.bias_function
     return _as_product(layer, x) if is_patched else _on_device(layer, x)
 

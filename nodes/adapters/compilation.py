@@ -7,7 +7,8 @@ attention patches see what they see without compilation. What torch fuses is eve
 modulation, gates, activations, residual sums. (ComfyUI's `set_torch_compile_wrapper` traces ComfyUI's layers
 instead, so that its node needs a clone without dynamic VRAM.)
 
-Sizes are symbols in the compiled code, so that there is one code of each kind.
+Sizes are symbols in the compiled code, so that there is one code of each kind (of torch before 2.8, another
+for a batch of 1).
 """
 
 import importlib.util
@@ -144,7 +145,8 @@ class CompiledBlock:
         block = kind(config.hidden_size, config.num_heads, config.mlp_size, OpaqueOps)
         norms = [name for name, module in block.named_modules() if isinstance(module, QKNorm)]
         for index, name in enumerate(norms):
-            block.set_submodule(name, OpaqueQKNorm(index))
+            parent, _, last = name.rpartition(".")
+            setattr(block.get_submodule(parent), last, OpaqueQKNorm(index))
         layers = {name: layer for name, layer in block.named_modules() if isinstance(layer, OpaqueLayer)}
         for index, layer in enumerate(layers.values()):
             layer.index = index

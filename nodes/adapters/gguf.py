@@ -150,9 +150,10 @@ class GGUFPatcher(OvisImagePatcher):
         comfy.utils.set_attr_param(self.model, key, _patched(weight, key, self.patches[key]))
 
     def hooked_weight(self, weight, key, patches, original_weights):
-        if not is_gguf(weight):
-            return super().hooked_weight(weight, key, patches, original_weights)
         return _patched(weight, key, patches)
+
+    def room_for(self, weight, memory_counter):
+        return weight.device  # it shares its bytes
 
     def state_dict_for_saving(self, *args, **kwargs):
         raise ValueError(

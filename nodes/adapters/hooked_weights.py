@@ -13,7 +13,7 @@ from comfy.quant_ops import QuantizedTensor
 
 
 class ExchangedWeights:
-    """Part of a ModelPatcher. The `model` has `exchanged_weights`: {key: (the weight before, its device)}."""
+    """Part of a ModelPatcher. The `model` has `exchanged_weights`: {key: the weight before}."""
 
     def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
         weight = comfy.utils.get_attr(self.model, key)
@@ -24,21 +24,20 @@ class ExchangedWeights:
         hooked = self.hooked_weight(weight, key, combined_patches[key], original_weights)
         self._exchange(key, hooked, memory_counter)
         if self.hook_mode == EnumHookMode.MaxSpeed:
-            kept = hooked.to(self._room_for(weight, memory_counter))
+            kept = hooked.to(self.room_for(weight, memory_counter))
             self.cached_hook_patches.setdefault(hooks, {})[key] = (kept, weight.device)
 
     def patch_cached_hook_weights(self, cached_weights, key, memory_counter):
         weight = comfy.utils.get_attr(self.model, key)
         if not isinstance(weight, QuantizedTensor):
             return super().patch_cached_hook_weights(cached_weights, key, memory_counter)
-        kept, device = cached_weights[key]
-        self._exchange(key, kept.to(device), memory_counter)
+        self._exchange(key, cached_weights[key][0].to(weight.device), memory_counter)
 
     def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
         exchanged = self.model.exchanged_weights
         for key in [key for key in exchanged if not whitelist_keys_set or key in whitelist_keys_set]:
-            weight, device = exchanged.pop(key)
-            comfy.utils.set_attr_param(self.model, key, weight.to(device))
+            device = comfy.utils.get_attr(self.model, key).device  # where ComfyUI has it by now
+            comfy.utils.set_attr_param(self.model, key, exchanged.pop(key).to(device))
         super().unpatch_hooks(whitelist_keys_set)
 
     def hooked_weight(
@@ -50,12 +49,16 @@ class ExchangedWeights:
         numbers = comfy.lora.calculate_weight(patches, numbers, key, original_weights=original_weights)
         return layer.set_weight(numbers, seed=comfy.utils.string_to_seed(key), return_weight=True)
 
+    def room_for(self, weight: QuantizedTensor, memory_counter: MemoryCounter | None) -> torch.device:
+        """Where a copy of the weight is kept: beside it while there is memory."""
+        size = weight._qdata.nbytes
+        if memory_counter is None or not memory_counter.is_useable(size):
+            return self.offload_device
+        memory_counter.decrement(size)
+        return weight.device
+
     def _exchange(self, key: str, weight: QuantizedTensor, memory_counter: MemoryCounter | None) -> None:
         before = comfy.utils.get_attr(self.model, key)
         if key not in self.model.exchanged_weights:
-            kept = before.to(self._room_for(before, memory_counter))
-            self.model.exchanged_weights[key] = kept, before.device
+            self.model.exchanged_weights[key] = before.to(self.room_for(before, memory_counter))
         comfy.utils.set_attr_param(self.model, key, weight)
-
-    def _room_for(self, weight: QuantizedTensor, memory_counter: MemoryCounter | None) -> torch.device:
-        return weight.device if memory_counter and memory_counter.use(weight) else self.offload_device

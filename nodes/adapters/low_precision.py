@@ -93,6 +93,8 @@ def fp8_product(device: torch.device) -> Callable[..., Tensor] | None:
         try:
             product(a, weight.t(), rows, scale, bias)
         except (RuntimeError, NotImplementedError) as error:
+            if comfy.model_management.is_oom(error):
+                raise  # for ComfyUI, which makes room
             log.info("fp8 on %s: not %s: %s", device, product.__name__, str(error).partition("\n")[0])
         else:
             log.info("fp8 on %s: %s", device, product.__name__)

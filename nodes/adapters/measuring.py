@@ -50,7 +50,7 @@ class Choices:
         except REFUSALS as error:
             if comfy.model_management.is_oom(error):
                 raise
-            log.warning("%s on %s: ComfyUI's own from now on, since it fails: %s", self.name, key, error)
+            log.warning("%s on %s: not this kernel from now on, since it fails: %s", self.name, key, error)
         with self._lock:
             self._keep(key, None)
         return plain(*tensors)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import comfy.model_management
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -34,7 +35,7 @@ FACTOR = 1.1
 class Asking(NamedTuple):
     """On what occasion ComfyUI asks: before it loads for a run of that batch, or to join branches."""
 
-    patcher: object
+    patcher: ModelPatcher
     batch: int | None = None
 
 
@@ -80,6 +81,8 @@ def _prepare(executor, patcher, noise_shape: Sequence[int], conds: Mapping, *arg
 
 
 def _join(executor, model, conds: list, x: Tensor, timestep: Tensor, model_options: dict):
+    if not hasattr(model, "asking"):  # another kind of model, that a guider joins with ours
+        return executor(model, conds, x, timestep, model_options)
     with _asking(model, Asking(model.current_patcher)):
         return executor(model, conds, x, timestep, model_options)
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 
 import comfy.model_management
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import LateFlag
 from .text_states import Projections
@@ -28,52 +28,67 @@ class OffSchedule(Exception):
     """The sampler has evaluated the model at a sigma that its schedule does not have."""
 
 
+class OutOfOrder(OffSchedule):
+    """It evaluates the schedule's sigmas in another order, or not each of them once."""
+
+
 class SamplingRun:
     """What a run tells the networks, its sigmas and the state of the weights, and what it keeps for them."""
 
     def __init__(
-        self, sigmas: Sequence[float], weights: Hashable, is_read: bool, schedule: Sequence[float] = ()
+        self,
+        sigmas: Sequence[float],
+        weights: Hashable,
+        is_read: bool,
+        schedule: Sequence[float] | None = None,
+        network: nn.Module | None = None,
     ):
-        """sigmas: what the network gets. weights: equal for equal weights of one network. is_read: sigmas are
-        read from the device. schedule: what the sampler gets, in its order.
+        """sigmas: what the network gets. weights: equal for equal weights of one network. is_read: rows are
+        found by sigmas that are read from the device. schedule: what the sampler gets, in its order; None
+        where sigmas are to be read in every evaluation. network: whose run it is, None for any.
         """
         self.sigmas = tuple(sorted({sigma for sigma in sigmas if sigma > 0}))
         self.weights = weights
         self.is_read = is_read
-        self.schedule = tuple(schedule)
+        self.schedule = None if schedule is None else tuple(schedule)
+        self.network = network
         self.texts = Projections()
         self._evaluation: tuple[Tensor | None, float] = None, math.inf
         self._position = 0
-        self._is_guess_off: Tensor | None = None
+        self._is_out_of_order: LateFlag | None = None
         self._is_off: LateFlag | None = None
 
     def sigma_of(self, sigma: Tensor) -> float:
-        """The sigma (B,) of the evaluation that runs, as a number. On a GPU it is the schedule's next one."""
+        """The sigma (B,) of the evaluation that runs, as a number: the schedule's next, where it is known."""
+        if self.schedule is None:
+            return float(sigma[0])
         if sigma is not self._evaluation[0]:
-            self._evaluation = sigma, float(sigma[0]) if self.is_read else self._guess(sigma)
+            self._evaluation = sigma, self._guess(sigma)
         return self._evaluation[1]
 
     def _guess(self, sigma: Tensor) -> float:
         if self._position == len(self.schedule):
-            raise OffSchedule
+            raise OutOfOrder
         guess = self.schedule[self._position]
         self._position += 1
-        is_off = sigma[0] != guess
-        self._is_guess_off = is_off if self._is_guess_off is None else self._is_guess_off | is_off
+        late = LateFlag(sigma[0] != guess)
+        self._ask_order()
+        self._is_out_of_order = late
         return guess
 
     def watch(self, is_off: Tensor) -> None:
-        if self._is_guess_off is not None:
-            is_off = is_off | self._is_guess_off
-            self._is_guess_off = None
         late = LateFlag(is_off)
         self._ask()
         self._is_off = late
 
     def finish(self) -> None:
+        self._ask_order()
         self._ask()
-        if self._is_guess_off is not None and self._is_guess_off:
-            raise OffSchedule
+
+    def _ask_order(self) -> None:
+        if self._is_out_of_order is not None and self._is_out_of_order:
+            raise OutOfOrder
+        self._is_out_of_order = None
 
     def _ask(self) -> None:
         if self._is_off is not None and self._is_off:
@@ -90,7 +105,8 @@ def sigma_of(model_options: dict, sigma: Tensor) -> float:
 def schedule_of(model_options: dict) -> Sequence[float] | Tensor:
     """The sigmas of the run, in the sampler's order."""
     options = model_options["transformer_options"]
-    return options[SAMPLING_RUN].schedule if SAMPLING_RUN in options else options["sample_sigmas"]
+    run = options.get(SAMPLING_RUN)
+    return options["sample_sigmas"] if run is None or run.schedule is None else run.schedule
 
 
 def tabulate(patcher) -> None:
@@ -98,7 +114,9 @@ def tabulate(patcher) -> None:
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING_RUN, _sample)
 
 
-_off_schedule: set[str] = set()  # samplers that have been found out
+# Samplers that have been found out.
+_off_schedule: set[str] = set()
+_out_of_order: set[str] = set()
 
 
 def _sample(
@@ -116,15 +134,24 @@ def _sample(
     is_cpu = comfy.model_management.is_device_cpu(patcher.load_device)
     conds = {kind: [cond.copy() for cond in conds] for kind, conds in guider.conds.items()}
     try:
-        for is_read in (is_cpu or name in _off_schedule, True):
-            run = options[SAMPLING_RUN] = SamplingRun(steps, patcher.patches_uuid, is_read, schedule)
+        while True:
+            run = options[SAMPLING_RUN] = SamplingRun(
+                steps,
+                patcher.patches_uuid,
+                is_cpu or name in _off_schedule,
+                None if is_cpu or name in _out_of_order else schedule,
+                patcher.model.diffusion_model,
+            )
             try:
                 samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
                 run.finish()
                 return samples
+            except OutOfOrder:
+                log.info("Ovis-Image: %s does not take its sigmas one by one, and starts anew", name)
+                _out_of_order.add(name)
             except OffSchedule:
                 log.info("Ovis-Image: sampler %s leaves its schedule, and starts anew", name)
                 _off_schedule.add(name)
-                guider.conds = conds
+            guider.conds = conds
     finally:
         del options[SAMPLING_RUN]

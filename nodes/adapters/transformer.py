@@ -116,6 +116,8 @@ class ComfyTransformer(OvisImageTransformer):
         options = transformer_options or {}
         cache = options[RESIDUAL_CACHE].forward(options["uuids"]) if RESIDUAL_CACHE in options else None
         run = options.get(SAMPLING_RUN)
+        if run and run.network not in (None, self):
+            run = None  # of another network that a guider joins with this one, or runs on another device
         is_kept = run and not (is_hooked(self.txt_norm) or is_hooked(self.txt_in))
         txt = run.texts.of(self.project_text, context) if is_kept else self.project_text(context)
         if BLOCK_RUNNER in options:

@@ -1,7 +1,9 @@
 """What a run knows of its sigmas, in the place of reading them from the device."""
 
 import pytest
+import tiny_model
 import torch
+from tiny_lora import lora_file, random_pairs
 
 STEPS = 6
 
@@ -22,6 +24,7 @@ def sample(model, pack, sampling_run, monkeypatch):
 
         monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: is_read)
         monkeypatch.setattr(sampling_run, "_off_schedule", set())
+        monkeypatch.setattr(sampling_run, "_out_of_order", set())
         told, reads = [], []
         patcher = model
         if is_cached:
@@ -68,3 +71,36 @@ def test_runs_are_the_same_without_reading(sample, sampler, guidance, is_cached,
 
 def test_on_the_cpu_every_evaluation_is_read(sample):
     assert sample(True, is_cached=True)[2] == 2 + STEPS
+
+
+@torch.inference_mode()
+def test_a_guider_of_two_models_keeps_their_weights_apart(pack, parts, tmp_path):
+    """ComfyUI's gives the second model the first one's options, and with them its run."""
+    import comfy.samplers
+    import comfy.sd
+    from comfy_extras.nodes_custom_sampler import Guider_DualModel
+
+    path = tmp_path / "diffusion_models" / tiny_model.write("comfyui", tmp_path)["model_name"]
+    first, second = (pack("nodes.adapters.diffusion_model").load_diffusion_model(path) for _ in range(2))
+    lora = lora_file(random_pairs(parts[0]), "diffusion_model.")[0]
+    changed = comfy.sd.load_lora_for_models(second, None, lora, 1.0, 0)[0]
+    conds = [[[torch.randn(1, 256, 32), {}]] for _ in range(2)]
+    noise = torch.randn(1, 16, 8, 8)
+
+    def run(negative_model):
+        guider = Guider_DualModel(first, negative_model)
+        guider.set_conds(*conds)
+        guider.set_cfg(4.0)
+        euler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), euler, torch.linspace(1, 0, STEPS + 1), seed=1)
+
+    before, after = run(second), run(changed)
+    second.model.diffusion_model.modulation.forget()
+    first.model.diffusion_model.modulation.forget()
+    assert (before - after).norm() > 0.01 * after.norm()
+    assert (run(changed) - after).norm() <= 1e-5 * after.norm()
+
+
+def test_a_model_of_another_kind_is_joined_as_comfyui_does(pack):
+    join = pack("nodes.adapters.memory")._join
+    assert join(lambda *args: args, object(), [], None, None, {})[1:] == ([], None, None, {})
