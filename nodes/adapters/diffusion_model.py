@@ -19,7 +19,7 @@ from .gguf import GGUFOps, GGUFPatcher, quantized_weights
 from .low_precision import FP8, INT8, low_precision_ops, note, quantize_state
 from .memory import Asking, bytes_to_ask_for, has_fused_attention, make_room
 from .patcher import OvisImagePatcher, name_layers, patch_model
-from .sampling_run import tabulate
+from .sampling_run import follow_runs
 from .text_states import TextStates
 from .transformer import NO_CONTROLNETS, ComfyTransformer
 
@@ -113,7 +113,7 @@ def load_diffusion_model(path: Path, weight_dtype: WeightDtype = None, disable_d
     patcher = patch_model(model, disable_dynamic or is_gguf, GGUFPatcher if is_gguf else OvisImagePatcher)
     model.load_model_weights(state, assign=is_gguf or patcher.is_dynamic())
     patcher.cached_patcher_init = (load_diffusion_model, (path, weight_dtype))
-    tabulate(patcher)
+    follow_runs(patcher)
     make_room(patcher)
     return patcher
 

@@ -22,7 +22,7 @@ class ExchangedWeights:
                 hooks, combined_patches, key, original_weights, memory_counter
             )
         hooked = self.hooked_weight(weight, key, combined_patches[key], original_weights)
-        self._exchange(key, hooked, memory_counter)
+        self._exchange(key, weight, hooked, memory_counter)
         if self.hook_mode == EnumHookMode.MaxSpeed:
             kept = hooked.to(self.room_for(weight, memory_counter))
             self.cached_hook_patches.setdefault(hooks, {})[key] = (kept, weight.device)
@@ -31,7 +31,7 @@ class ExchangedWeights:
         weight = comfy.utils.get_attr(self.model, key)
         if not isinstance(weight, QuantizedTensor):
             return super().patch_cached_hook_weights(cached_weights, key, memory_counter)
-        self._exchange(key, cached_weights[key][0].to(weight.device), memory_counter)
+        self._exchange(key, weight, cached_weights[key][0].to(weight.device), memory_counter)
 
     def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
         exchanged = self.model.exchanged_weights
@@ -57,8 +57,9 @@ class ExchangedWeights:
         memory_counter.decrement(size)
         return weight.device
 
-    def _exchange(self, key: str, weight: QuantizedTensor, memory_counter: MemoryCounter | None) -> None:
-        before = comfy.utils.get_attr(self.model, key)
+    def _exchange(
+        self, key: str, now: QuantizedTensor, then: QuantizedTensor, memory_counter: MemoryCounter | None
+    ) -> None:
         if key not in self.model.exchanged_weights:
-            self.model.exchanged_weights[key] = before.to(self.room_for(before, memory_counter))
-        comfy.utils.set_attr_param(self.model, key, weight)
+            self.model.exchanged_weights[key] = now.to(self.room_for(now, memory_counter))
+        comfy.utils.set_attr_param(self.model, key, then)

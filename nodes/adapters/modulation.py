@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...ovis_core.layers import Modulation, timestep_embedding
+from ...ovis_core.layers import Modulation, is_inference, timestep_embedding
 from ...ovis_core.transformer import TIME_DIM
 from .sampling_run import MAX_SIGMAS, SamplingRun
 
@@ -55,7 +55,7 @@ class ModulationTable:
     @contextmanager
     def rows_of(self, run: SamplingRun | None, sigma: Tensor, dtype: torch.dtype) -> Iterator[None]:
         """sigma (B,). Without a run, with gradients and inside compiled code the layers run as always."""
-        is_used = run and run.sigmas and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        is_used = run and run.sigmas and is_inference()
         self._row = self._look_up(run, sigma, dtype) if is_used else None
         try:
             yield

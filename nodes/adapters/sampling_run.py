@@ -109,8 +109,8 @@ def schedule_of(model_options: dict) -> Sequence[float] | Tensor:
     return options["sample_sigmas"] if run is None or run.schedule is None else run.schedule
 
 
-def tabulate(patcher) -> None:
-    """Gives every sampling run of a MODEL, and of its clones, a table."""
+def follow_runs(patcher) -> None:
+    """Gives every sampling run of a MODEL, and of its clones, a `SamplingRun`."""
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING_RUN, _sample)
 
 

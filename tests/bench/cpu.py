@@ -52,7 +52,7 @@ NOTE = (
     "copies between devices; as they may be none, their ratio is that of the counts plus one. Distances: "
     "relative, in float32, with the same weights. The Nano's forwards: 20 steps with guidance, 3 prompts "
     "together; what the cache leaves out changes the picture. Seconds: a small network with random weights "
-    "in float32, medians."
+    "in float32, medians and quartiles."
 )
 
 
@@ -107,7 +107,7 @@ def ablated() -> Iterator[Row]:
         ("text tokens kept for a run", ("operators",)),
         ("a rotary table kept for a size", ("operators",)),
     ):
-        with ABLATIONS[without]():
+        with ABLATIONS[without](None):
             less = measure(tabulated(FULL, 2, 128, 128))
         for kind in kinds:
             what, unit, value = STEP_FIGURES[kind]

@@ -24,6 +24,7 @@ from pack import (
     residual_cache,
     sampling_run,
     text_states,
+    transformer,
 )
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,7 +32,7 @@ from weights import Weights
 
 CFG = 5.0
 SIGMAS = tuple(step / 48 for step in range(1, 49))  # a schedule with the sigma of the steps, exactly
-Around = Callable[["Comfy"], contextlib.AbstractContextManager]
+Around = Callable[["Comfy | None"], contextlib.AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
     model = diffusion_model.OvisImageModel(model_config, device=device)
     model.load_model_weights(state, assign=True)
     ours = patcher.patch_model(model)
-    sampling_run.tabulate(ours)
+    sampling_run.follow_runs(ours)
     diffusion_model.make_room(ours)
     return ours
 
@@ -265,7 +266,7 @@ def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-def in_one_part(_: Comfy) -> contextlib.AbstractContextManager:
+def in_one_part(_: Comfy | None) -> contextlib.AbstractContextManager:
     """Single blocks take all their tokens at once."""
 
     def num_parts(batch: int, length: int) -> int:
@@ -274,18 +275,12 @@ def in_one_part(_: Comfy) -> contextlib.AbstractContextManager:
     return mock.patch.object(layers, "num_parts", num_parts)
 
 
-def joined_by_cat(_: Comfy) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def joined_by_cat(_: Comfy | None) -> Iterator[None]:
     """Single blocks make attention and MLP, of all their tokens at once, and join them behind."""
-
-    def forward(self, x: Tensor, vec: Tensor, pe: Tensor, attention) -> Tensor:
-        shift, scale, gate = self.modulation(vec)
-        early = self.norm.rotates(attention)
-        q, k, v, mlp, mlp_gate = self._project(self.linear1, x, shift, scale, pe if early else None)
-        attn = attention(q, k, v, None if early else pe)
-        joined = torch.cat((attn, layers.swiglu(mlp_gate, mlp)), dim=-1)
-        return layers.clip_fp16(torch.addcmul(x, gate, self.linear2(joined)))
-
-    return mock.patch.object(layers.SingleStreamBlock, "forward", forward)
+    block = layers.SingleStreamBlock
+    with in_one_part(_), mock.patch.object(block, "_at_once", block._differentiably):
+        yield
 
 
 def no_joined_operations(_: Comfy) -> contextlib.AbstractContextManager:
@@ -293,7 +288,7 @@ def no_joined_operations(_: Comfy) -> contextlib.AbstractContextManager:
     return mock.patch.object(fused.Fused, "__call__", lambda self, *tensors: self.plain(*tensors))
 
 
-def no_kept_text(_: Comfy) -> contextlib.AbstractContextManager:
+def no_kept_text(_: Comfy | None) -> contextlib.AbstractContextManager:
     """The text states are projected for every forward."""
     return mock.patch.object(text_states.Projections, "of", lambda self, project, context: project(context))
 
@@ -326,8 +321,11 @@ def modulation_on_device(implementation: Comfy) -> Iterator[None]:
             layer.weight, layer.bias, layer.comfy_cast_weights = values
 
 
-@contextlib.contextmanager
-def no_rotary_table(implementation: Comfy) -> Iterator[None]:
+def no_rotary_table(_: Comfy | None) -> contextlib.AbstractContextManager:
     """The rotary table is made for every forward."""
-    implementation.network._tables.clear()
-    yield
+
+    def rotary_table(network, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
+        ids = torch.cat((latents.text_ids(num_text), latents.image_ids(height, width)))
+        return network.pe_embedder(ids, device)
+
+    return mock.patch.object(transformer.OvisImageTransformer, "rotary_table", rotary_table)

@@ -7,11 +7,10 @@ renderer's fonts. Not a test: it measures, prints, and writes results/nano_cache
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from nano_text import ROOT, conditions, held_out_examples, judged
+from nano_text import ROOT, held_out_examples, judged, write_rows
 from reports import counting
 
 from ovis_core.lettering.ocr import RapidReader
@@ -63,19 +62,14 @@ def main() -> None:
     command = (
         f"python3 dev.py bench nano-cache --prompts {args.prompts} --steps {args.steps} --cfg {args.cfg}"
     )
-    RESULTS.write_text(
-        json.dumps({"rows": rows, "command": command, **conditions()}, indent=1) + "\n", "utf-8"
-    )
-    lines = [
-        "| cache | forwards computed | words right, English | Chinese | PSNR, dB |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['cache']} | {row['computed']:.0%} | {row['word_accuracy_en']:.0%} | "
-        f"{row['word_accuracy_zh']:.0%} | {row['psnr_db'] or '-'} |"
-        for row in rows
-    ]
-    RESULTS.with_suffix(".md").write_text("\n".join([*lines, "", f"`{command}`", ""]), "utf-8")
+    columns = {
+        "cache": lambda row: row["cache"],
+        "forwards computed": lambda row: f"{row['computed']:.0%}",
+        "words right, English": lambda row: f"{row['word_accuracy_en']:.0%}",
+        "Chinese": lambda row: f"{row['word_accuracy_zh']:.0%}",
+        "PSNR, dB": lambda row: f"{row['psnr_db'] or '-'}",
+    }
+    write_rows(RESULTS, rows, command, columns)
 
 
 if __name__ == "__main__":

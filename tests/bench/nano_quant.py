@@ -11,14 +11,13 @@ measures, prints, and writes results/nano_quant.json and .md.
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
 import torch
-from nano_text import ROOT, conditions, held_out_examples, judged
+from nano_text import ROOT, held_out_examples, judged, write_rows
 from pack import diffusion_model
 from torch import Tensor, nn
 
@@ -117,19 +116,15 @@ def main() -> None:
                 print(rows[-1], flush=True)
     steps = " ".join(map(str, args.steps))
     command = f"python3 dev.py bench nano-quant --prompts {args.prompts} --steps {steps} --cfg {args.cfg}"
-    RESULTS.write_text(
-        json.dumps({"rows": rows, "command": command, **conditions()}, indent=1) + "\n", "utf-8"
-    )
-    lines = [
-        "| weights | steps | words right, English | Chinese | colours right | PSNR, dB |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['weights']} | {row['steps']} | {row['word_accuracy_en']:.0%} "
-        f"| {row['word_accuracy_zh']:.0%} | {row['colour_accuracy']:.0%} | {row['psnr_db'] or '-'} |"
-        for row in rows
-    ]
-    RESULTS.with_suffix(".md").write_text("\n".join([*lines, "", f"`{command}`", ""]), "utf-8")
+    columns = {
+        "weights": lambda row: row["weights"],
+        "steps": lambda row: f"{row['steps']}",
+        "words right, English": lambda row: f"{row['word_accuracy_en']:.0%}",
+        "Chinese": lambda row: f"{row['word_accuracy_zh']:.0%}",
+        "colours right": lambda row: f"{row['colour_accuracy']:.0%}",
+        "PSNR, dB": lambda row: f"{row['psnr_db'] or '-'}",
+    }
+    write_rows(RESULTS, rows, command, columns)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,15 @@ def conditions() -> dict:
     }
 
 
+def write_rows(path: Path, rows: list[dict], command: str, columns: dict[str, Callable[[dict], str]]) -> None:
+    """The rows as JSON, and beside it as a Markdown table of {title: a row's cell}."""
+    path.write_text(json.dumps({"rows": rows, "command": command, **conditions()}, indent=1) + "\n", "utf-8")
+    lines = [[*columns], *([cell(row) for cell in columns.values()] for row in rows)]
+    table = [f"| {' | '.join(line)} |" for line in lines]
+    table.insert(1, "|---" * len(columns) + "|")
+    path.with_suffix(".md").write_text("\n".join([*table, "", f"`{command}`", ""]), "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the words and colours of Ovis-Image Nano.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")

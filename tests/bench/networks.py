@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -29,7 +30,14 @@ from diffusers import (  # noqa: E402
     FlowMatchEulerDiscreteScheduler,
     OvisImageTransformer2DModel,
 )
-from gpu_models import native_model, our_model  # noqa: E402
+from gpu_models import (  # noqa: E402
+    in_one_part,
+    joined_by_cat,
+    native_model,
+    no_kept_text,
+    no_rotary_table,
+    our_model,
+)
 from weights import random_weights  # noqa: E402
 
 from ovis_core import layouts  # noqa: E402
@@ -109,35 +117,18 @@ def tabulated(config: TransformerConfig, batch: int, height: int, width: int) ->
     return forward
 
 
-@contextmanager
-def _without(owner: object, name: str, other: object) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, other)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def _fresh_table(network, num_text: int, height: int, width: int, device: torch.device) -> torch.Tensor:
-    return network.pe_embedder(torch.cat((text_ids(num_text), image_ids(height, width))), device)
+def no_table(_: None) -> AbstractContextManager:
+    """The modulation layers run in every forward."""
+    return mock.patch.object(pack.modulation.ModulationTable, "_look_up", return_value=None)
 
 
 # What a step in ComfyUI is without one of the things that it spares.
 ABLATIONS = {
-    "single blocks in parts": partial(_without, pack.layers, "num_parts", lambda batch, length: 1),
-    "parts, and halves written where they belong": partial(
-        _without, pack.layers, "is_inference", lambda: False
-    ),
-    "the table of modulation": partial(
-        _without, pack.modulation.ModulationTable, "_look_up", lambda self, run, sigma, dtype: None
-    ),
-    "text tokens kept for a run": partial(
-        _without, pack.text_states.Projections, "of", lambda self, project, context: project(context)
-    ),
-    "a rotary table kept for a size": partial(
-        _without, pack.comfy_transformer.ComfyTransformer, "rotary_table", _fresh_table
-    ),
+    "single blocks in parts": in_one_part,
+    "parts, and halves written where they belong": joined_by_cat,
+    "the table of modulation": no_table,
+    "text tokens kept for a run": no_kept_text,
+    "a rotary table kept for a size": no_rotary_table,
 }
 
 
@@ -156,8 +147,8 @@ def comfyui_run(name: str, steps: int, **guidance: float) -> None:
     # A flag that is asked a step late is there: no number that the host waits for.
     late = lambda flag: bool(flag._flag.numpy())  # noqa: E731
     with (
-        _without(comfy.model_management, "is_device_cpu", lambda device: False),
-        _without(pack.checks.LateFlag, "__bool__", late),
+        mock.patch.object(comfy.model_management, "is_device_cpu", return_value=False),
+        mock.patch.object(pack.checks.LateFlag, "__bool__", late),
         torch.inference_mode(),
     ):
         guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)
