@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes import NODES
-from .nodes.adapters.files import offer_own_models
+from .nodes.adapters.loading.files import offer_own_models
 
 WEB_DIRECTORY = "./web"
 

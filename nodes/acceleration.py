@@ -5,10 +5,10 @@ from functools import partial
 from comfy_api.latest import io
 from server import PromptServer
 
-from .adapters.attention import KERNELS, MEASURED
-from .adapters.attention_choice import model_with_attention
-from .adapters.compilation import compiled_model
-from .adapters.residual_cache import cached_model
+from .adapters.network.attention import KERNELS, MEASURED
+from .adapters.network.attention_choice import model_with_attention
+from .adapters.network.compilation import compiled_model
+from .adapters.sampling.residual_cache import cached_model
 
 CATEGORY = "Ovis-Image"
 

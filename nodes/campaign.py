@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from .adapters.campaign import PASTED, labelled_grid, plan_table, table_names, table_state
+from .adapters.words.campaign import PASTED, labelled_grid, plan_table, table_names, table_state
 
 CATEGORY = "Ovis-Image/Text"
 LAST = 10_000_000

@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from .adapters.lettering import (
+from .adapters.words.lettering import (
     LANGUAGES,
     check_prompt,
     describe_style,

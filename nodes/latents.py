@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from nodes import MAX_RESOLUTION
 
-from .adapters.autoencoder import empty_latent
+from .adapters.loading.autoencoder import empty_latent
 
 # About one megapixel each, sides in multiples of 16: what the model was trained on (aspect ratios 1:4 to
 # 4:1).

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from .adapters.lora import DIALECTS, convert_lora, load_lora, lora_names
+from .adapters.lora.lora import DIALECTS, convert_lora, load_lora, lora_names
 
 CATEGORY = "Ovis-Image"
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from .adapters.quant_check import check_layers
+from .adapters.weights.quant_check import check_layers
 
 
 class OvisImageQuantCheck(io.ComfyNode):

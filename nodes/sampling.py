@@ -5,9 +5,9 @@ from functools import partial
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from .adapters.guidance import corrected_guidance, plain_guidance
-from .adapters.residual_cache import cache_report
-from .adapters.sampling import SAMPLER_NAMES, fit_latent, make_noise, sample, schedule
+from .adapters.sampling.guidance import corrected_guidance, plain_guidance
+from .adapters.sampling.residual_cache import cache_report
+from .adapters.sampling.sampler import SAMPLER_NAMES, fit_latent, make_noise, sample, schedule
 
 CATEGORY = "Ovis-Image"
 STEPS = {"default": 50, "min": 1, "max": 10000}

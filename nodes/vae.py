@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .adapters.autoencoder import decode, encode
+from .adapters.loading.autoencoder import decode, encode
 
 TILE_SIZE = {"default": 0, "min": 0, "max": 4096, "step": 64, "advanced": True}
 TILE_TOOLTIP = (

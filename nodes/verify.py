@@ -3,8 +3,8 @@
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from .adapters.sampling import SAMPLER_NAMES
-from .adapters.verify import MAX_SEED, best_of, retry, verify_images
+from .adapters.sampling.sampler import SAMPLER_NAMES
+from .adapters.words.verify import MAX_SEED, best_of, retry, verify_images
 
 CATEGORY = "Ovis-Image/Text"
 REPORT = io.String.Output(

@@ -16,7 +16,7 @@ between devices or reads the environment.
 """
 
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Checkpoint, open_checkpoint
+from .files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Checkpoint, open_checkpoint
 from .guidance import Guidance
 from .pipeline import Pipeline, load_pipeline
 from .prompt import PromptTokenizer, PromptTokens

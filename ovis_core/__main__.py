@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from .files.storage import replacing
 from .pipeline import load_pipeline
 from .sampling import SOLVERS
-from .storage import replacing
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

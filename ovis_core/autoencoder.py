@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .files.layouts import num_blocks
 from .latents import LATENT_CHANNELS
 from .layers import Attention, Ops, sdp_attention
-from .layouts import num_blocks
 
 # The MMDiT's latents are the autoencoder's, moved and scaled to unit variance (numbers of the released
 # autoencoder).

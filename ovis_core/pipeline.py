@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import Autoencoder, denormalize
-from .checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit, open_checkpoint
+from .files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit, open_checkpoint
 from .guidance import Guidance
 from .latents import PATCH_SIZE, VAE_FACTOR, num_image_tokens
 from .prompt import PromptTokenizer

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
 
+from .files.layouts import num_blocks
+from .files.storage import positive_number
 from .layers import Ops
-from .layouts import num_blocks
 from .prompt import CONTEXT_TOKENS, MAX_TOKENS, PREFIX_TOKENS
-from .storage import positive_number
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .files.layouts import num_blocks
 from .latents import (
     LATENT_CHANNELS,
     PATCH_SIZE,
@@ -29,7 +30,6 @@ from .layers import (
     sdp_attention,
     timestep_embedding,
 )
-from .layouts import num_blocks
 from .residual_cache import CachedForward
 from .rope import EmbedND
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovis_core.dequantize import BLOCK_FORMATS
+from ovis_core.files.dequantize import BLOCK_FORMATS
 
 
 def random_rows(name: str, rows: int, columns: int, std: float = 1.0, seed: int = 0) -> np.ndarray:

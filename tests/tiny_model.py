@@ -35,8 +35,8 @@ import_by_path("ovis_core", ROOT / "ovis_core")
 
 import torch  # noqa: E402
 
-from ovis_core import export  # noqa: E402
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
+from ovis_core.files import export  # noqa: E402
 from ovis_core.text_encoder import TextEncoder, TextEncoderConfig  # noqa: E402
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig  # noqa: E402
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..storage import replacing
+from ..files.storage import replacing
 
 CURVE_SIZE, CURVE_MARGIN = (900, 500), 60
 SHEET_COLUMNS, SHEET_GAP, LABEL_HEIGHT = 8, 4, 16  # the last two in pixels

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..storage import write_tensors
+from ..files.storage import write_tensors
 
 MAX_BAD_STEPS = 3  # in a row with a loss or gradient that is not finite, before training stops
 

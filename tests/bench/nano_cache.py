@@ -13,7 +13,7 @@ import torch
 from nano_text import ROOT, held_out_examples, judged, write_rows
 from reports import counting
 
-from ovis_core.lettering.ocr import RapidReader
+from ovis_core.evaluation.ocr import RapidReader
 from ovis_core.pipeline import load_pipeline
 from ovis_core.residual_cache import CacheSettings
 from ovis_core.training.report import to_image

@@ -21,10 +21,10 @@ from nano_text import ROOT, held_out_examples, judged, write_rows
 from pack import diffusion_model
 from torch import Tensor, nn
 
-from ovis_core.lettering.ocr import RapidReader
+from ovis_core.evaluation.ocr import RapidReader
 from ovis_core.pipeline import Pipeline, load_pipeline
-from ovis_core.training.rendering import Example
 from ovis_core.training.report import to_image
+from ovis_core.typography.rendering import Example
 
 RESULTS = Path(__file__).parent / "results" / "nano_quant.json"
 LOADED = ("fp32", "fp8_e4m3fn", "fp8_scaled", "int8")

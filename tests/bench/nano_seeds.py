@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from nano_text import ROOT, conditions, held_out_examples
 
-from ovis_core.lettering.ocr import RapidReader
-from ovis_core.lettering.verify import ranking, verify
+from ovis_core.evaluation.ocr import RapidReader
+from ovis_core.evaluation.verify import ranking, verify
 from ovis_core.pipeline import Pipeline, load_pipeline
 from ovis_core.sampling import reference_noise
-from ovis_core.training.rendering import Example
 from ovis_core.training.report import to_image
+from ovis_core.typography.rendering import Example
 
 RESULTS = Path(__file__).parent / "results" / "nano_seeds.json"
 

@@ -28,15 +28,15 @@ _spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).pare
 sys.modules["tiny_model"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sys.modules["tiny_model"])  # makes `ovis_core` importable
 
-from ovis_core.lettering.benchmarks import cvtg_ned, cvtg_word_accuracy  # noqa: E402
-from ovis_core.lettering.ocr import RapidReader, reading_order  # noqa: E402
-from ovis_core.lettering.text_metrics import Rules  # noqa: E402
-from ovis_core.lettering.verify import annotate, judge  # noqa: E402
+from ovis_core.evaluation.benchmarks import cvtg_ned, cvtg_word_accuracy  # noqa: E402
+from ovis_core.evaluation.ocr import RapidReader, reading_order  # noqa: E402
+from ovis_core.evaluation.text_metrics import Rules  # noqa: E402
+from ovis_core.evaluation.verify import annotate, judge  # noqa: E402
 from ovis_core.pipeline import load_pipeline  # noqa: E402
-from ovis_core.training.nano import CPU_RECIPE  # noqa: E402
-from ovis_core.training.palette import writing_colours  # noqa: E402
-from ovis_core.training.rendering import Example, Renderer  # noqa: E402
+from ovis_core.training.nano.recipe import CPU_RECIPE  # noqa: E402
 from ovis_core.training.report import contact_sheet, to_image  # noqa: E402
+from ovis_core.typography.palette import writing_colours  # noqa: E402
+from ovis_core.typography.rendering import Example, Renderer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "nano_text.json"

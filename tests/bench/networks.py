@@ -40,8 +40,8 @@ from gpu_models import (  # noqa: E402
 )
 from weights import random_weights  # noqa: E402
 
-from ovis_core import layouts  # noqa: E402
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
+from ovis_core.files import layouts  # noqa: E402
 from ovis_core.guidance import Guidance  # noqa: E402
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents  # noqa: E402
 from ovis_core.sampling import flow_sigmas, guided, sample_euler, shift_mu  # noqa: E402

@@ -31,22 +31,20 @@ import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.utils  # noqa: E402
-from ovis_image_pack.nodes.adapters import (  # noqa: E402
-    checks,
+from ovis_image_pack.nodes.adapters.loading import diffusion_model  # noqa: E402
+from ovis_image_pack.nodes.adapters.network import (  # noqa: E402
     compilation,
-    diffusion_model,
-    fused,
-    guidance,
-    low_precision,
+    kernels,
     modulation,
-    patcher,
-    residual_cache,
     sampling_run,
     text_states,
 )
-from ovis_image_pack.nodes.adapters import transformer as comfy_transformer  # noqa: E402
-from ovis_image_pack.ovis_core import latents, layers, layouts, sampling, transformer  # noqa: E402
+from ovis_image_pack.nodes.adapters.network import transformer as comfy_transformer  # noqa: E402
+from ovis_image_pack.nodes.adapters.sampling import checks, guidance, residual_cache  # noqa: E402
+from ovis_image_pack.nodes.adapters.weights import low_precision, patchers  # noqa: E402
+from ovis_image_pack.ovis_core import latents, layers, sampling, transformer  # noqa: E402
 from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
+from ovis_image_pack.ovis_core.files import layouts  # noqa: E402
 
 __all__ = [
     "checks",
@@ -55,14 +53,14 @@ __all__ = [
     "compilation",
     "core_cache",
     "diffusion_model",
-    "fused",
+    "kernels",
     "guidance",
     "latents",
     "layers",
     "layouts",
     "low_precision",
     "modulation",
-    "patcher",
+    "patchers",
     "residual_cache",
     "sampling",
     "sampling_run",

@@ -25,12 +25,12 @@ _spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).pare
 sys.modules["tiny_model"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sys.modules["tiny_model"])  # makes `ovis_core` importable
 
-from ovis_core.lettering.ocr import RapidReader  # noqa: E402
-from ovis_core.lettering.text_metrics import Rules, fold  # noqa: E402
-from ovis_core.lettering.verify import verify  # noqa: E402
-from ovis_core.training.lexicon import CHARACTERS  # noqa: E402
-from ovis_core.training.rendering import Renderer  # noqa: E402
-from ovis_core.training.settings import Typography  # noqa: E402
+from ovis_core.evaluation.ocr import RapidReader  # noqa: E402
+from ovis_core.evaluation.text_metrics import Rules, fold  # noqa: E402
+from ovis_core.evaluation.verify import verify  # noqa: E402
+from ovis_core.typography.lexicon import CHARACTERS  # noqa: E402
+from ovis_core.typography.rendering import Renderer  # noqa: E402
+from ovis_core.typography.settings import Typography  # noqa: E402
 
 SIZES = ((1024, 1024), (512, 512), (128, 128))
 RESULTS = Path(__file__).parent / "results" / "verify_text.json"

@@ -24,9 +24,9 @@ def random_weights(
 ) -> Weights:
     """Weights under which activations stay of order one.
 
-    config: a TransformerConfig; layouts: `ovis_core.layouts`; shapes: of all our parameters. Linears are
-    normal of sigma 0.02, what adds to the residual stream smaller by the root of the number of such sums; the
-    biases of modulations are large, so that every block is felt.
+    config: a TransformerConfig; layouts: `ovis_core.files.layouts`; shapes: of all our parameters. Linears
+    are normal of sigma 0.02, what adds to the residual stream smaller by the root of the number of such sums;
+    the biases of modulations are large, so that every block is felt.
     """
     generator = torch.Generator(device).manual_seed(seed)
     num_sums = 2 * (config.depth + config.depth_single_blocks)

@@ -1,7 +1,7 @@
 """The README's screenshots, taken from the real editor: `python3 dev.py screenshots`.
 
-No trained model is needed: where a picture must show writing, the typography renderer of `ovis_core.training`
-draws it. Writes docs/screenshots/*.png. Needs Chromium, rapidocr, onnxruntime and the renderer's fonts.
+No trained model is needed: where a picture must show writing, the renderer of `ovis_core.typography` draws
+it. Writes docs/screenshots/*.png. Needs Chromium, rapidocr, onnxruntime and the renderer's fonts.
 """
 
 import importlib.util
@@ -23,8 +23,8 @@ import tiny_model  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-from ovis_core.training.rendering import Renderer  # noqa: E402
-from ovis_core.training.settings import Typography  # noqa: E402
+from ovis_core.typography.rendering import Renderer  # noqa: E402
+from ovis_core.typography.settings import Typography  # noqa: E402
 
 FOLDER = tiny_model.ROOT / "docs" / "screenshots"
 MAX_BYTES = 300_000

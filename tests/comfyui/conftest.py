@@ -31,7 +31,7 @@ def comfyui():
 
 @pytest.fixture(scope="session")
 def pack(comfyui):
-    """Imports a module of the pack as ComfyUI's loader loads it: `pack("nodes.adapters.sampling")`."""
+    """Imports a module of the pack as ComfyUI's loader loads it: `pack("nodes.adapters.words.verify")`."""
     assert asyncio.run(comfyui.load_custom_node(str(tiny_model.ROOT))), "ComfyUI cannot load the pack"
     name = str(tiny_model.ROOT).replace(".", "_x_")
     assert name in sys.modules
@@ -59,7 +59,7 @@ def model(pack, tmp_path_factory):
     """The small model as our MODEL, in this process."""
     folder = tmp_path_factory.mktemp("models")
     path = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
-    return pack("nodes.adapters.diffusion_model").load_diffusion_model(path)
+    return pack("nodes.adapters.loading.diffusion_model").load_diffusion_model(path)
 
 
 class Server:

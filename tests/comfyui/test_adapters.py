@@ -17,7 +17,7 @@ def models(tmp_path_factory):
 def model(pack, models):
     folder, names = models
     path = folder / "diffusion_models" / names["model_name"]
-    return pack("nodes.adapters.diffusion_model").load_diffusion_model(path)
+    return pack("nodes.adapters.loading.diffusion_model").load_diffusion_model(path)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def native(comfyui, models):
 @pytest.fixture(scope="module")
 def clip(pack, models):
     folder, names = models
-    return pack("nodes.adapters.text_encoder").load_text_encoder(
+    return pack("nodes.adapters.loading.text_encoder").load_text_encoder(
         folder / "text_encoders" / names["text_encoder_name"]
     )
 
@@ -39,7 +39,7 @@ def clip(pack, models):
 @pytest.fixture(scope="module")
 def vae(pack, models):
     folder, names = models
-    return pack("nodes.adapters.autoencoder").load_autoencoder(folder / "vae" / names["vae_name"])
+    return pack("nodes.adapters.loading.autoencoder").load_autoencoder(folder / "vae" / names["vae_name"])
 
 
 def inputs(batch, height, width):
@@ -72,7 +72,7 @@ def test_bfloat16_is_no_further_from_float32_than_comfyuis_flux(pack, comfyui, m
 
     folder, names = models
     path = folder / "diffusion_models" / names["model_name"]
-    ours = pack("nodes.adapters.diffusion_model").load_diffusion_model(path, torch.bfloat16)
+    ours = pack("nodes.adapters.loading.diffusion_model").load_diffusion_model(path, torch.bfloat16)
     theirs = comfy.sd.load_diffusion_model(str(path), {"dtype": torch.bfloat16})
     x, sigma, context = inputs(batch, *size)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_own_sampling_object_is_the_reference_grid_at_1024(model, pack):
 def test_scheduler_follows_size_and_gives_way_to_model_sampling_nodes(model, pack):
     from comfy_extras.nodes_model_advanced import ModelSamplingFlux
 
-    adapter = pack("nodes.adapters.sampling")
+    adapter = pack("nodes.adapters.sampling.sampler")
     flow_sigmas = pack("ovis_core.sampling").flow_sigmas
     samples = torch.zeros(1, 16, 32, 64)
     assert torch.equal(adapter.schedule(model, samples, 8, 0.5), flow_sigmas(8, 16 * 32, 0.5))
@@ -186,7 +186,7 @@ def test_vae_equals_the_core(vae, parts):
 
 @torch.inference_mode()  # as ComfyUI's executor runs nodes
 def test_tiles_are_close_to_the_whole(vae, pack):
-    adapter = pack("nodes.adapters.autoencoder")
+    adapter = pack("nodes.adapters.loading.autoencoder")
     latents = torch.randn(1, 16, 64, 48)
     whole, tiled = adapter.decode(vae, latents, 0), adapter.decode(vae, latents, 256)
     assert whole.shape == tiled.shape == (1, 512, 384, 3)
@@ -205,7 +205,7 @@ def test_tiles_are_close_to_the_whole(vae, pack):
 def test_weight_dtypes(pack, models, model, dtype, expected):
     folder, names = models
     path = folder / "diffusion_models" / names["model_name"]
-    other = pack("nodes.adapters.diffusion_model").load_diffusion_model(path, dtype)
+    other = pack("nodes.adapters.loading.diffusion_model").load_diffusion_model(path, dtype)
     assert other.model.diffusion_model.img_in.weight.dtype == expected
     assert other.model.get_dtype_inference() == torch.float32  # what ComfyUI computes in on a CPU
     x, sigma, context = inputs(1, 16, 16)
@@ -244,7 +244,7 @@ def test_scaled_fp8_stays_fp8_as_in_comfyui(pack, comfyui, models, tmp_path, mar
     state = load_file(folder / "diffusion_models" / names["model_name"])
     plain = scaled_fp8_file(tmp_path / "scaled.safetensors", state, mark, input_scale)
     save_file(plain, tmp_path / "plain.safetensors")
-    load = pack("nodes.adapters.diffusion_model").load_diffusion_model
+    load = pack("nodes.adapters.loading.diffusion_model").load_diffusion_model
     ours = load(tmp_path / "scaled.safetensors", weight_dtype)
     reference = load(tmp_path / "plain.safetensors")
     stock = comfy.sd.load_diffusion_model(str(tmp_path / "scaled.safetensors"))
@@ -269,10 +269,10 @@ def test_a_text_encoder_without_tokenizer_uses_comfyuis(clip):
 
 
 def test_names_cannot_be_paths(pack):
-    files = pack("nodes.adapters.files")
+    files = pack("nodes.adapters.loading.files")
     for name in ("../secret.safetensors", "/etc/passwd", "C:\\x", "", "nothing/"):
         with pytest.raises(ValueError, match="is not in ComfyUI's models/diffusion_models folders"):
-            files.path_of(pack("ovis_core.checkpoint").TRANSFORMER, name)
+            files.path_of(pack("ovis_core.files.checkpoint").TRANSFORMER, name)
 
 
 def test_a_stock_lora_patches_our_weights(model, comfyui):
@@ -303,8 +303,8 @@ def test_a_stock_lora_patches_our_weights(model, comfyui):
 def test_what_the_loader_lists(pack, comfyui, monkeypatch, tmp_path):
     import folder_paths
 
-    files = pack("nodes.adapters.files")
-    core = pack("ovis_core.checkpoint")
+    files = pack("nodes.adapters.loading.files")
+    core = pack("ovis_core.files.checkpoint")
     root, pipelines = tmp_path / "diffusion_models", tmp_path / "diffusers"
     for name in (
         *("one.safetensors", "two.ckpt", "sub/a.safetensors", "sub/b.safetensors", "sub/config.json"),

@@ -21,7 +21,7 @@ def attention(pack, comfyui, monkeypatch):
     import comfy.model_management
 
     monkeypatch.setattr(comfy.model_management, "pytorch_attention_enabled", lambda: True)
-    return pack("nodes.adapters.attention")
+    return pack("nodes.adapters.network.attention")
 
 
 def tensors(shape=SHAPE, seed=0):
@@ -145,7 +145,7 @@ def test_shapes_are_measured_apart_and_near_lengths_together(attention):
 
 
 def test_what_is_kept_is_bounded(attention, pack, monkeypatch):
-    monkeypatch.setattr(pack("nodes.adapters.measuring"), "MAX_CHOICES", 2)
+    monkeypatch.setattr(pack("nodes.adapters.network.measuring"), "MAX_CHOICES", 2)
     bench = Bench(attention, cudnn=0.5e-3)
     for heads in (1, 2, 3):
         bench(*tensors((1, heads, 8, 16)))
@@ -415,7 +415,7 @@ def distance(one, other):
 
 @pytest.fixture
 def choose(pack):
-    return pack("nodes.adapters.attention_choice").model_with_attention
+    return pack("nodes.adapters.network.attention_choice").model_with_attention
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_another_nodes_override_goes_first(comfyui, model, choose, cudnn, sage, 
 
 
 def test_ours_watches_nothing(pack, comfyui, model, cudnn):
-    watched = pack("nodes.adapters.transformer").PatchedAttention
+    watched = pack("nodes.adapters.network.transformer").PatchedAttention
     assert not watched(model.model_options["transformer_options"]).is_watched
     seen = []
 
@@ -500,7 +500,7 @@ def test_attention_patches_stay(comfyui, model, cudnn, choose):
 
 def test_with_the_cache(pack, comfyui, model, cudnn):
     told = []
-    cached = pack("nodes.adapters.residual_cache").cached_model(model, 1e6, 1, 1, 0, told.append)
+    cached = pack("nodes.adapters.sampling.residual_cache").cached_model(model, 1e6, 1, 1, 0, told.append)
     sample(comfyui, cached)
     assert told == ["4 of 6 forwards computed"]
     assert len(cudnn.ran) == 2 * BLOCKS + 1 + 2  # a skipped forward runs its first block
@@ -514,7 +514,7 @@ def test_compiled_blocks_measure_as_they_run(pack, comfyui, model, cudnn, plain_
         graphs.append(graph)
         return graph
 
-    compiled = pack("nodes.adapters.compilation").compiled_model(model, backend)
+    compiled = pack("nodes.adapters.network.compilation").compiled_model(model, backend)
     assert distance(sample(comfyui, compiled), plain_latent) <= 1e-5
     assert len(cudnn.ran) == FORWARDS * BLOCKS + 2
     assert len(graphs) == 2
@@ -528,7 +528,7 @@ def test_attention_that_is_compiled_with_its_model_is_comfyuis(pack, cudnn, monk
     kernel = comfy.ldm.modules.attention.attention_pytorch  # a GPU's, which can be compiled
     monkeypatch.setattr("comfy.ldm.flux.math.optimized_attention", kernel)
     torch._dynamo.reset()
-    patched = pack("nodes.adapters.transformer").PatchedAttention({})
+    patched = pack("nodes.adapters.network.transformer").PatchedAttention({})
     q, k, v = tensors()
     compiled = torch.compile(lambda q, k, v: patched(q, k, v, None), backend="eager", fullgraph=True)
     with torch.inference_mode():
@@ -540,7 +540,7 @@ def test_attention_that_is_compiled_with_its_model_is_comfyuis(pack, cudnn, monk
 
 
 def test_sage_on_request(pack, comfyui, model, choose, sage, monkeypatch, plain_latent):
-    monkeypatch.setattr(pack("nodes.adapters.attention_choice"), "missing_kernel", lambda *_: None)
+    monkeypatch.setattr(pack("nodes.adapters.network.attention_choice"), "missing_kernel", lambda *_: None)
     smooth = choose(model, "sage")
     assert distance(sample(comfyui, smooth), plain_latent) <= 1e-5
     assert sage == [SMOOTH] * FORWARDS * BLOCKS
@@ -567,7 +567,7 @@ def test_a_kernel_that_the_device_has(pack, model, choose, monkeypatch):
         asked.append((name, q.shape, q.dtype, q.device))
         return True
 
-    monkeypatch.setattr(pack("nodes.adapters.attention_choice"), "has_torch_attention", has)
+    monkeypatch.setattr(pack("nodes.adapters.network.attention_choice"), "has_torch_attention", has)
     clone = choose(model, "flash")
     assert asked == [("flash", (1, 1, 64, 128), torch.float32, model.load_device)]
     assert clone.model_options["transformer_options"]["ovis_attention"] == "flash"

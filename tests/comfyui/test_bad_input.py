@@ -174,7 +174,7 @@ def test_an_endless_prompt(server):
 
 
 def test_what_the_model_cannot_take_is_refused_with_a_sentence(pack):
-    transformer = pack("nodes.adapters.diffusion_model").ComfyTransformer(
+    transformer = pack("nodes.adapters.loading.diffusion_model").ComfyTransformer(
         tiny_model.TRANSFORMER, torch.nn, dtype=torch.float32
     )
     arguments = torch.zeros(1, 16, 4, 4), torch.ones(1), torch.zeros(1, 256, 32)

@@ -101,7 +101,7 @@ def test_no_file_outside_the_input_folder(server, pack, file):
     assert status == 400
     assert answer["node_errors"]["rows"]["errors"][0]["type"] == "value_not_in_list"
     with pytest.raises(ValueError, match="is no table in ComfyUI's input folder; put it there"):
-        pack("nodes.adapters.campaign").table_path(file)
+        pack("nodes.adapters.words.campaign").table_path(file)
 
 
 def test_errors_are_reported_and_the_rest_is_made(server, folders):
@@ -145,7 +145,7 @@ def test_mistakes_are_one_sentence(server, inputs, sentence):
 
 
 def test_names_with_a_counter_of_their_own(pack, tmp_path, monkeypatch):
-    adapter = pack("nodes.adapters.campaign")
+    adapter = pack("nodes.adapters.words.campaign")
     monkeypatch.setattr(adapter.folder_paths, "get_output_directory", lambda: str(tmp_path))
     for name in ("row_7_00001_.png", "row_8.webp", "双11_00012_.jpg", "notes_00001_.txt"):
         (tmp_path / name).touch()
@@ -204,7 +204,7 @@ def test_labels_that_cannot_be_are_a_sentence(server, inputs, sentence):
 
 
 def test_a_font_in_models_fonts_is_used(pack, tmp_path, monkeypatch):
-    adapter = pack("nodes.adapters.campaign")
+    adapter = pack("nodes.adapters.words.campaign")
     seen = []
     monkeypatch.setattr(adapter.folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(
@@ -215,7 +215,7 @@ def test_a_font_in_models_fonts_is_used(pack, tmp_path, monkeypatch):
 
 
 def test_gray_and_transparent_pictures(pack):
-    adapter = pack("nodes.adapters.campaign")
+    adapter = pack("nodes.adapters.words.campaign")
     clear = torch.tensor([0.2, 0.2, 0.2, 0.0]).expand(1, 2, 2, 4)
     sheet = adapter.labelled_grid([clear, torch.zeros(1, 2, 2, 1)], [""], "", "", 2, 64, 0)
     assert sheet.shape[-1] == 3

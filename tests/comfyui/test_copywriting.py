@@ -188,7 +188,7 @@ def test_comfyuis_own_clip_gives_the_same_count(pack, comfyui, tokenizer):
     clip = comfy.sd.CLIP(no_init=True)
     clip.tokenizer = comfy.text_encoders.ovis.OvisTokenizer()
     clip.tokenizer_options = {}
-    check_prompt = pack("nodes.adapters.lettering").check_prompt
+    check_prompt = pack("nodes.adapters.words.lettering").check_prompt
     ours = SimpleNamespace(
         tokenizer=SimpleNamespace(prompt_tokenizer=tokenizer, decode=tokenizer.tokenizer.decode)
     )
@@ -206,7 +206,7 @@ def test_another_models_clip_is_one_sentence(pack, comfyui):
     clip.tokenizer = comfy.sd1_clip.SD1Tokenizer()
     clip.tokenizer_options = {}
     with pytest.raises(ValueError, match="does not put prompts into Ovis-Image's template"):
-        pack("nodes.adapters.lettering").check_prompt("a", clip, 50, 5.0, False, "English")
+        pack("nodes.adapters.words.lettering").check_prompt("a", clip, 50, 5.0, False, "English")
 
 
 def style_graph(style: str, language: str = "English", colour: str = "") -> dict:

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from tiny_lora import lora_file, random_pairs
 
-from ovis_core.dequantize import BLOCK_FORMATS
-from ovis_core.export import unconvert
-from ovis_core.layouts import convert, llama_rules
-from ovis_core.lora import read_lora
+from ovis_core.files.dequantize import BLOCK_FORMATS
+from ovis_core.files.export import unconvert
+from ovis_core.files.layouts import convert, llama_rules
+from ovis_core.lora.read import read_lora
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def load(pack):
-    return pack("nodes.adapters.diffusion_model").load_diffusion_model
+    return pack("nodes.adapters.loading.diffusion_model").load_diffusion_model
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def ours(pack, model, tensors, strength=0.8):
     """As OvisImageLoraLoader does it, from tensors instead of a file."""
     lora = read_lora(tensors, model.model.diffusion_model.config, "test")
     clone = model.clone()
-    clone.add_patches(pack("nodes.adapters.lora_patches").patches_of(lora.changes), strength)
+    clone.add_patches(pack("nodes.adapters.lora.patches").patches_of(lora.changes), strength)
     return clone
 
 
@@ -233,7 +233,7 @@ def test_listed_and_loaded_by_the_node(pack, load, files, parts, monkeypatch, tm
     )
     encoder = unconvert(parts[1].state_dict(), llama_rules(parts[1].config.num_layers))
     tiny_gguf.write(tmp_path / "text_encoders" / "te.gguf", encoder, "Q8_0", "qwen3")
-    file_names = pack("nodes.adapters.files")
+    file_names = pack("nodes.adapters.loading.files")
     assert "more/Q8_0.gguf" in file_names.model_names()
     assert "te.gguf" in file_names.text_encoder_names()
     assert not any(name.endswith(".gguf") for name in file_names.vae_names())
@@ -249,7 +249,7 @@ def test_llama_cpps_text_encoder(pack, parts, tmp_path, kind):
     names = list(llama_rules(encoder.config.num_layers))
     held = tiny_gguf.write(tmp_path / "te.gguf", unconvert(encoder.state_dict(), names), kind, "qwen3")
     save_file(convert(held, names), tmp_path / "te.safetensors")
-    load = pack("nodes.adapters.text_encoder").load_text_encoder
+    load = pack("nodes.adapters.loading.text_encoder").load_text_encoder
     ours, peer = load(tmp_path / "te.gguf"), load(tmp_path / "te.safetensors")
     states = [
         clip.encode_from_tokens_scheduled(clip.tokenize('A sign that says "OPEN"'))[0][0]

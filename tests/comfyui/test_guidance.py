@@ -71,7 +71,7 @@ def core(parts, inputs, guidance):
 def test_guider_equals_the_core(pack, model, parts, inputs, guidance):
     noise, positive, negative = inputs
     conds = [[positive, {}]], [[negative, {}]]
-    guider = pack("nodes.adapters.guidance").FlowGuider(model, *conds, guidance)
+    guider = pack("nodes.adapters.sampling.guidance").FlowGuider(model, *conds, guidance)
     ours, expected = run(guider, noise), core(parts, inputs, guidance)
     assert (ours - expected).norm() / expected.norm() <= 1e-5
 
@@ -84,7 +84,7 @@ def test_plain_guidance_is_comfyuis_to_the_bit(pack, model, inputs):
     stock = comfy.samplers.CFGGuider(model)
     stock.set_conds(*conds)
     stock.set_cfg(5.0)
-    ours = pack("nodes.adapters.guidance").plain_guidance(model, *conds, 5.0)
+    ours = pack("nodes.adapters.sampling.guidance").plain_guidance(model, *conds, 5.0)
     assert torch.equal(run(ours, noise), run(stock, noise))
 
 
@@ -92,7 +92,7 @@ def test_outside_the_interval_the_negative_is_not_computed(pack, forwards, input
     model, sizes = forwards
     noise, positive, negative = inputs
     conds = [[positive, {}]], [[negative, {}]]
-    guider = pack("nodes.adapters.guidance").FlowGuider
+    guider = pack("nodes.adapters.sampling.guidance").FlowGuider
     sigmas = flow_sigmas(STEPS, 8 * 12)[:-1]
     active = int(((sigmas <= 0.9) & (sigmas >= 0.4)).sum())
     assert 0 < active < STEPS
@@ -111,7 +111,7 @@ def test_left_out_steps_compute_nothing_and_change_nothing(pack, forwards, input
     noise, positive, negative = inputs
     conds = [[positive, {}]], [[negative, {}]]
     seen = []
-    guider = pack("nodes.adapters.guidance").FlowGuider(model, *conds, Guidance(zero_init_steps=2))
+    guider = pack("nodes.adapters.sampling.guidance").FlowGuider(model, *conds, Guidance(zero_init_steps=2))
     import comfy.samplers
 
     with torch.inference_mode():
@@ -131,7 +131,8 @@ def test_left_out_steps_compute_nothing_and_change_nothing(pack, forwards, input
 def test_two_passes_give_what_one_batch_gives(pack, forwards, inputs, monkeypatch):
     model, sizes = forwards
     noise, positive, negative = inputs
-    guider = pack("nodes.adapters.guidance").plain_guidance(model, [[positive, {}]], [[negative, {}]], 5.0)
+    make = pack("nodes.adapters.sampling.guidance").plain_guidance
+    guider = make(model, [[positive, {}]], [[negative, {}]], 5.0)
     together = run(guider, noise)
     assert set(sizes) == {4}
     sizes.clear()
@@ -144,7 +145,7 @@ def test_two_passes_give_what_one_batch_gives(pack, forwards, inputs, monkeypatc
 def test_an_empty_interval_is_refused(pack, model, inputs):
     _, positive, negative = inputs
     with pytest.raises(ValueError, match="cfg_start 0.2 lies below cfg_end 0.8"):
-        pack("nodes.adapters.guidance").corrected_guidance(
+        pack("nodes.adapters.sampling.guidance").corrected_guidance(
             model, [[positive, {}]], [[negative, {}]], 5.0, 0.2, 0.8, 0.0, False, 0
         )
 

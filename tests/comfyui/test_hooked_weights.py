@@ -18,7 +18,7 @@ def lora(parts):
 @pytest.fixture(scope="module", params=["fp32", "bf16", "fp8_e4m3fn", "fp8_scaled", "int8", "Q8_0", "Q4_K"])
 def load(request, pack, parts, tmp_path_factory):
     """Loads the small model anew; a Q4_K file has plain matrices beside those of bytes."""
-    adapter = pack("nodes.adapters.diffusion_model")
+    adapter = pack("nodes.adapters.loading.diffusion_model")
     folder = tmp_path_factory.mktemp("hooked")
     path, weight_dtype = folder / "model.gguf", None
     if request.param in adapter.WEIGHT_DTYPES:

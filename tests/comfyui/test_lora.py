@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_lora import ALPHA, DIALECTS, RANK, linears, lora_file, method, random_pairs, weights_of
 
-from ovis_core.checkpoint import convert
+from ovis_core.files.checkpoint import convert
+from ovis_core.files.layouts import diffusers_transformer_rules
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents
-from ovis_core.layouts import diffusers_transformer_rules
 
 STRENGTH = 0.8
 
@@ -28,7 +28,7 @@ def load(pack, monkeypatch, tmp_path, comfyui):
 
     def run(model, tensors, strength=STRENGTH, metadata=None):
         save_file(tensors, tmp_path / "test.safetensors", metadata)
-        return pack("nodes.adapters.lora").load_lora(model, "test.safetensors", strength)
+        return pack("nodes.adapters.lora.lora").load_lora(model, "test.safetensors", strength)
 
     return run
 
@@ -272,7 +272,7 @@ def convert_file(pack, model, load, tmp_path, monkeypatch):
 
     def run(tensors, dialect):
         save_file(tensors, tmp_path / "test.safetensors")
-        name = pack("nodes.adapters.lora").convert_lora(model, "test.safetensors", dialect, "loras/x")
+        name = pack("nodes.adapters.lora.lora").convert_lora(model, "test.safetensors", dialect, "loras/x")
         return load_file(tmp_path / "output" / name)
 
     return run

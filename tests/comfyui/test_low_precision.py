@@ -5,7 +5,7 @@ import tiny_model
 import torch
 from tiny_lora import lora_file, random_pairs
 
-from ovis_core.checkpoint import TRANSFORMER, open_checkpoint
+from ovis_core.files.checkpoint import TRANSFORMER, open_checkpoint
 
 FORMATS = ["fp8_scaled", "int8"]
 # Of a layer's output with random inputs, weights and activations rounded; and of what is stored.
@@ -15,7 +15,7 @@ NUM_QUANTIZED = 2 * 2 * 5 + 2 * 2  # 5 matrices in each of 2 streams, 2 in each 
 
 @pytest.fixture(scope="module")
 def adapter(pack):
-    return pack("nodes.adapters.diffusion_model")
+    return pack("nodes.adapters.loading.diffusion_model")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def rows(num=32, columns=256):
 def test_rows_of_any_size_are_rounded_alike(pack):
     import comfy.quant_ops
 
-    layout = pack("nodes.adapters.low_precision").RowFP8Layout
+    layout = pack("nodes.adapters.weights.low_precision").RowFP8Layout
     x = rows()
     qdata, params = layout.quantize(x)
     assert qdata.dtype == torch.float8_e4m3fn
@@ -95,7 +95,7 @@ def rows_in_kernel(a, b, scale_a, scale_b, out_dtype, use_fast_accum, bias=None)
 @pytest.fixture(params=["scaled_in_kernel", "scaled_behind", None])
 def product(request, pack, monkeypatch):
     """One of the ways to multiply fp8, chosen as on a device that has it: the second is torch's own here."""
-    low = pack("nodes.adapters.low_precision")
+    low = pack("nodes.adapters.weights.low_precision")
     scaled_mm = torch._scaled_mm
 
     def device(a, b, **options):
@@ -121,7 +121,7 @@ def product(request, pack, monkeypatch):
 def test_products_are_those_of_the_rounded_numbers(pack, product, mode, dtype):
     from comfy.quant_ops import QuantizedTensor
 
-    low = pack("nodes.adapters.low_precision")
+    low = pack("nodes.adapters.weights.low_precision")
     x, weight = rows().to(dtype), torch.randn(64, 256, dtype=dtype)
     for bias in (None, torch.randn(64, dtype=dtype)):
         with mode():

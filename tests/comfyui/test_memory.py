@@ -40,11 +40,11 @@ def test_models_estimate_holds_its_peak(pack, model, monkeypatch, side, batch):
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("side", [512, 1024, 1536])
 def test_it_holds_what_the_cache_keeps(pack, model, monkeypatch, side, order):
-    adapter, core = pack("nodes.adapters.residual_cache"), pack("ovis_core.residual_cache")
+    adapter, core = pack("nodes.adapters.sampling.residual_cache"), pack("ovis_core.residual_cache")
     run, shape = full_size(pack, model, monkeypatch, side, 2)
     cache = adapter.RunCache(core.CacheSettings(1.0, warmup=100, order=order))
     sigmas = iter((0.9, 0.8, 0.7, 0.6))
-    options = {pack("nodes.adapters.transformer").RESIDUAL_CACHE: cache, "uuids": [0, 1]}
+    options = {pack("nodes.adapters.network.transformer").RESIDUAL_CACHE: cache, "uuids": [0, 1]}
 
     def evaluate():
         return cache.evaluate(next(sigmas), lambda: run(options))
@@ -65,7 +65,7 @@ def full_size(pack, model, monkeypatch, side, batch):
 
     config = pack("ovis_core.transformer").TransformerConfig()
     factory = {"dtype": torch.bfloat16, "device": "meta"}
-    network = pack("nodes.adapters.transformer").ComfyTransformer(
+    network = pack("nodes.adapters.network.transformer").ComfyTransformer(
         config, comfy.ops.disable_weight_init, **factory
     )
     monkeypatch.setattr(model.model.diffusion_model, "config", config)
@@ -88,11 +88,11 @@ def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
 
     patcher, asked, branches = model.clone(), [], []
     if kind == "compiled":
-        patcher.model_options["transformer_options"][pack("nodes.adapters.transformer").BLOCK_RUNNER] = (
-            lambda block, *args, **kwargs: block(*args, **kwargs)
-        )
+        runner = pack("nodes.adapters.network.transformer").BLOCK_RUNNER
+        options = patcher.model_options["transformer_options"]
+        options[runner] = lambda block, *args, **kwargs: block(*args, **kwargs)
     elif kind == "cached":
-        patcher = pack("nodes.adapters.residual_cache").cached_model(model, 1.0, 4, 3, 1, print)
+        patcher = pack("nodes.adapters.sampling.residual_cache").cached_model(model, 1.0, 4, 3, 1, print)
     load = comfy.model_management.load_models_gpu
 
     def load_models(models, memory_required, minimum_memory_required, **options):
@@ -109,7 +109,7 @@ def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
         generator = torch.Generator().manual_seed(0)
         conds = [[[torch.randn(1, 256, 32, generator=generator), {}]] for _ in range(2)]
         core = pack("ovis_core.guidance").Guidance(cfg)
-        guider = pack("nodes.adapters.guidance").FlowGuider(patcher, *conds, core)
+        guider = pack("nodes.adapters.sampling.guidance").FlowGuider(patcher, *conds, core)
         noise = torch.randn(batch, 16, 8, 8, generator=generator)
         euler = comfy.samplers.sampler_object("euler")
         with torch.inference_mode():
@@ -122,7 +122,7 @@ def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
     guided = 1 if cfg == 1.0 else 2
     assert run(lambda: asked[-1][1] + 1) == [guided] * 2
     assert asked[0][0] == asked[0][1]
-    kept = pack("nodes.adapters.memory").FACTOR
+    kept = pack("nodes.adapters.sampling.memory").FACTOR
     assert set(run(lambda: 0.9 * asked[-1][1] / kept)) == {1}
     assert model.model.asking is None
 
@@ -140,7 +140,7 @@ def test_without_a_fused_kernel_the_estimate_is_comfyuis(model, monkeypatch):
 
 @pytest.mark.parametrize("side", [512, 1024])
 def test_vaes_estimates_hold_their_peaks(pack, side):
-    vae = pack("nodes.adapters.autoencoder").OvisImageVAE
+    vae = pack("nodes.adapters.loading.autoencoder").OvisImageVAE
     core = pack("ovis_core.autoencoder")
 
     def attention(q, k, v):

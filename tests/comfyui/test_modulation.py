@@ -9,7 +9,7 @@ STEPS = 5
 
 @pytest.fixture(scope="module")
 def sampling_run(pack):
-    return pack("nodes.adapters.sampling_run")
+    return pack("nodes.adapters.network.sampling_run")
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_a_checkpoint_saved_with_a_lora_has_it_in_the_modulation(model):
 def test_at_full_size_the_device_holds_eleven_gibibytes(pack):
     import comfy.model_management as management
 
-    adapter = pack("nodes.adapters.diffusion_model")
+    adapter = pack("nodes.adapters.loading.diffusion_model")
     config = pack("ovis_core.transformer").TransformerConfig()
     network = adapter.ComfyTransformer(config, torch.nn, dtype=torch.bfloat16, device="meta")
     kept_off = sum(map(management.module_size, network.modulation.layers.values()))
@@ -224,7 +224,7 @@ def test_dynamic_vram_is_told_which_weights_come_next(pack, model, sample, monke
     monkeypatch.setattr(comfy.model_prefetch, "prefetch_queue_pop", lambda queue, *_: asked.append(queue))
     patcher = model
     if with_cache:
-        make = pack("nodes.adapters.residual_cache").cached_model
+        make = pack("nodes.adapters.sampling.residual_cache").cached_model
         patcher = make(model, 1e6, 1, 10, 0, lambda report: None)  # one step of all is computed
     network = model.model.diffusion_model
     blocks = [*network.double_blocks, *network.single_blocks]

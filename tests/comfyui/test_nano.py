@@ -31,7 +31,7 @@ MIN_RIGHT = 5
 def read():
     if not all(importlib.util.find_spec(name) for name in ("rapidocr", "onnxruntime")):
         pytest.skip("not tested, reading pictures needs: pip install rapidocr onnxruntime")
-    from ovis_core.lettering.ocr import RapidReader
+    from ovis_core.evaluation.ocr import RapidReader
 
     reader = RapidReader()
 

@@ -16,13 +16,13 @@ def in_parts(pack, monkeypatch):
 
 @pytest.fixture
 def casting(pack):
-    return pack("nodes.adapters.casting")
+    return pack("nodes.adapters.network.casting")
 
 
 @pytest.fixture(scope="module")
 def load(pack, parts, tmp_path_factory):
     """A function: how the weights are kept -> the network."""
-    adapter = pack("nodes.adapters.diffusion_model")
+    adapter = pack("nodes.adapters.loading.diffusion_model")
     folder = tmp_path_factory.mktemp("parts")
     plain = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
     tiny_gguf.write(folder / "q8.gguf", parts[0].state_dict(), "Q8_0")

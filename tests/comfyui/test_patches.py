@@ -13,7 +13,7 @@ def models(pack, comfyui, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     path = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
     return (
-        pack("nodes.adapters.diffusion_model").load_diffusion_model(path),
+        pack("nodes.adapters.loading.diffusion_model").load_diffusion_model(path),
         comfy.sd.load_diffusion_model(str(path)),
     )
 

@@ -29,7 +29,7 @@ def told():
 @pytest.fixture
 def cached(pack, told):
     """`cached(model, threshold, warmup, max_skips, order)` -> a clone whose reports go to `told`."""
-    make = pack("nodes.adapters.residual_cache").cached_model
+    make = pack("nodes.adapters.sampling.residual_cache").cached_model
 
     def with_cache(model, threshold=ALWAYS, warmup=2, max_skips=1, order=0):
         return make(model, threshold, warmup, max_skips, order, told.append)

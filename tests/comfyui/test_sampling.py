@@ -19,7 +19,7 @@ def conditioning():
 @pytest.fixture
 def sample(pack, model, conditioning):
     """Runs the sampler node's steps on a latent -> samples."""
-    adapter, guidance = pack("nodes.adapters.sampling"), pack("nodes.adapters.guidance")
+    adapter, guidance = pack("nodes.adapters.sampling.sampler"), pack("nodes.adapters.sampling.guidance")
 
     told = []
 
@@ -41,7 +41,7 @@ def empty(batch=1, height=8, width=12):
 
 
 def test_every_sampler_of_comfyui_runs(pack, sample):
-    names = pack("nodes.adapters.sampling").SAMPLER_NAMES
+    names = pack("nodes.adapters.sampling.sampler").SAMPLER_NAMES
     assert len(names) > 40
     assert names[0] == "euler"
     for name in names:
@@ -56,7 +56,7 @@ def test_solvers_are_comfyuis_of_the_same_name(pack, model, conditioning, name):
 
     noise = torch.randn(2, 16, 8, 12, generator=torch.Generator().manual_seed(1))
     sigmas = flow_sigmas(6, 24)
-    guider = pack("nodes.adapters.guidance").plain_guidance(model, conditioning[0], None, 1.0)
+    guider = pack("nodes.adapters.sampling.guidance").plain_guidance(model, conditioning[0], None, 1.0)
     context = conditioning[0][0][0].expand(2, -1, -1)
     with torch.inference_mode():
         theirs = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object(name), sigmas)
@@ -123,7 +123,7 @@ def test_timestep_ranges_areas_and_strengths_act(sample, conditioning):
 
 
 def test_latents_that_are_none_are_refused(pack, model):
-    fit = pack("nodes.adapters.sampling").fit_latent
+    fit = pack("nodes.adapters.sampling.sampler").fit_latent
     for shape in ((1, 16, 1, 8, 8), (0, 16, 8, 8), (16, 8, 8)):
         with pytest.raises(ValueError, match="images have"):
             fit(model, {"samples": torch.zeros(shape)})
@@ -142,7 +142,7 @@ def test_a_step_that_explodes_is_named(model, sample):
 
 def test_a_steps_numbers_are_looked_at_when_the_next_one_has_come(pack):
     """So that nothing waits for the device; the last ones at the end."""
-    make = pack("nodes.adapters.checks").FiniteChecks
+    make = pack("nodes.adapters.sampling.checks").FiniteChecks
     bad, good = torch.tensor([float("nan")]), torch.zeros(1)
     checks = make("do this")
     checks.add(good, "step 1")
@@ -169,7 +169,7 @@ def test_steps_are_told_with_their_times(sample):
 def test_a_run_that_begins_anew_counts_from_there(pack, sample, monkeypatch):
     """A sampler that leaves its schedule, where sigmas are not read."""
     monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: False)
-    monkeypatch.setattr(pack("nodes.adapters.sampling_run"), "_off_schedule", set())
+    monkeypatch.setattr(pack("nodes.adapters.network.sampling_run"), "_off_schedule", set())
     sample(empty(), steps=4, sampler="dpm_2")
     assert sample.told.count("step 1 of 4") == 2
     assert re.fullmatch(r"4 steps, \d+\.\d\d s each", sample.told[-1])

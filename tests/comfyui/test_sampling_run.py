@@ -10,7 +10,7 @@ STEPS = 6
 
 @pytest.fixture
 def sampling_run(pack):
-    return pack("nodes.adapters.sampling_run")
+    return pack("nodes.adapters.network.sampling_run")
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def sample(model, pack, sampling_run, monkeypatch):
         told, reads = [], []
         patcher = model
         if is_cached:
-            cached_model = pack("nodes.adapters.residual_cache").cached_model
+            cached_model = pack("nodes.adapters.sampling.residual_cache").cached_model
             patcher = cached_model(model, 1e6, 1, 1, 0, told.append)
         generator = torch.Generator().manual_seed(0)
         conds = [[[torch.randn(1, 256, 32, generator=generator), {}]] for _ in range(2)]
         noise = torch.randn(1, 16, 4, 4, generator=generator)
         core = pack("ovis_core.guidance").Guidance(4.0, **guidance)
-        guider = pack("nodes.adapters.guidance").FlowGuider(patcher, *conds, core)
+        guider = pack("nodes.adapters.sampling.guidance").FlowGuider(patcher, *conds, core)
         sampler = comfy.samplers.sampler_object(sampler)
         sigmas = torch.linspace(denoise_from, 0, STEPS + 1)
         with monkeypatch.context() as patch, torch.inference_mode():
@@ -81,7 +81,8 @@ def test_a_guider_of_two_models_keeps_their_weights_apart(pack, parts, tmp_path)
     from comfy_extras.nodes_custom_sampler import Guider_DualModel
 
     path = tmp_path / "diffusion_models" / tiny_model.write("comfyui", tmp_path)["model_name"]
-    first, second = (pack("nodes.adapters.diffusion_model").load_diffusion_model(path) for _ in range(2))
+    load = pack("nodes.adapters.loading.diffusion_model").load_diffusion_model
+    first, second = load(path), load(path)
     lora = lora_file(random_pairs(parts[0]), "diffusion_model.")[0]
     changed = comfy.sd.load_lora_for_models(second, None, lora, 1.0, 0)[0]
     conds = [[[torch.randn(1, 256, 32), {}]] for _ in range(2)]
@@ -102,5 +103,5 @@ def test_a_guider_of_two_models_keeps_their_weights_apart(pack, parts, tmp_path)
 
 
 def test_a_model_of_another_kind_is_joined_as_comfyui_does(pack):
-    join = pack("nodes.adapters.memory")._join
+    join = pack("nodes.adapters.sampling.memory")._join
     assert join(lambda *args: args, object(), [], None, None, {})[1:] == ([], None, None, {})

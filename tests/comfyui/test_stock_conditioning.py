@@ -119,7 +119,7 @@ def test_comfyuis_own_clip_in_our_sampler(pack, comfyui, model, monkeypatch, tmp
     monkeypatch.setattr(
         folder_paths, "folder_names_and_paths", {**folder_paths.folder_names_and_paths, **places}
     )
-    ours = pack("nodes.adapters.text_encoder").load_text_encoder(folder / name)
+    ours = pack("nodes.adapters.loading.text_encoder").load_text_encoder(folder / name)
     (native,) = comfyui.CLIPLoader().load_clip(name, "ovis")
     sigmas = pack("ovis_core.sampling").flow_sigmas(4, 8 * 12)
     noise = torch.randn(1, 16, 16, 24, generator=torch.Generator().manual_seed(3))
@@ -128,7 +128,7 @@ def test_comfyuis_own_clip_in_our_sampler(pack, comfyui, model, monkeypatch, tmp
         pair = [
             clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ('A poster: "双11 $9.99"', "")
         ]
-        guider = pack("nodes.adapters.guidance").plain_guidance(model, *pair, 5.0)
+        guider = pack("nodes.adapters.sampling.guidance").plain_guidance(model, *pair, 5.0)
         euler = comfy.samplers.sampler_object("euler")
         with torch.inference_mode():
             results.append(guider.sample(noise, torch.zeros_like(noise), euler, sigmas))

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_lora import ALPHA, DIALECTS, RANK, linears, lora_file, method, random_pairs, weights_of
 
-from ovis_core.lora import read_lora
+from ovis_core.lora.read import read_lora
 
 STRENGTH = 0.8
 NAMES = ("diffusers", "flux", "authors")
@@ -33,7 +33,7 @@ def ours(pack, model, tensors, strength=STRENGTH):
     """As OvisImageLoraLoader does it, from tensors instead of a file."""
     lora = read_lora(tensors, model.model.diffusion_model.config, "test")
     clone = model.clone()
-    clone.add_patches(pack("nodes.adapters.lora_patches").patches_of(lora.changes), strength)
+    clone.add_patches(pack("nodes.adapters.lora.patches").patches_of(lora.changes), strength)
     return clone
 
 
@@ -195,7 +195,7 @@ def test_what_is_saved_merged_and_counted_has_no_other_names(model):
 def test_dynamic_vram_and_what_nodes_make_of_it_know_the_names(pack, model, networks, monkeypatch):
     """The classes alone: dynamic VRAM itself needs a GPU. TorchCompileModel asks for such a clone."""
     monkeypatch.setattr("comfy_aimdo.host_buffer.HostBuffer", lambda *sizes: None)
-    patcher = pack("nodes.adapters.patcher")
+    patcher = pack("nodes.adapters.weights.patchers")
     dynamic = patcher.DynamicOvisImagePatcher(model.model, torch.device("cuda:0"), torch.device("cpu"))
     dynamic.cached_patcher_init = model.cached_patcher_init
     tensors = lora_file(pairs_of(networks, "diffusers"), "transformer.")[0]

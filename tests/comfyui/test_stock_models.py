@@ -8,8 +8,8 @@ import tiny_model
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovis_core import export
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig
+from ovis_core.files import export
 
 stock = tiny_model.import_by_path("stock_table", Path(__file__).with_name("test_stock_table.py"))
 add, distance, outcome, with_model_node = stock.add, stock.distance, stock.outcome, stock.with_model_node

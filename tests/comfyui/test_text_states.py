@@ -10,7 +10,7 @@ STEPS = 4
 def plain(model, pack):
     """The MODEL without what a run keeps."""
     clone = model.clone()
-    clone.remove_wrappers_with_key("outer_sample", pack("nodes.adapters.sampling_run").SAMPLING_RUN)
+    clone.remove_wrappers_with_key("outer_sample", pack("nodes.adapters.network.sampling_run").SAMPLING_RUN)
     return clone
 
 
@@ -113,7 +113,7 @@ def test_a_layer_with_a_hook_runs_in_every_step(sample, model):
 
 
 def test_a_run_with_gradients_joins_them_for_each_step(pack):
-    TextStates = pack("nodes.adapters.text_states").TextStates
+    TextStates = pack("nodes.adapters.network.text_states").TextStates
     first, second = (TextStates(torch.randn(1, 4, 8)) for _ in range(2))
     with torch.enable_grad():
         assert first.concat([second]) is not first.concat([second])

@@ -33,7 +33,7 @@ def counter():
 @pytest.fixture
 def compiled(pack, counter):
     """`compiled(model)` -> a clone that runs compiled by `counter`."""
-    make = pack("nodes.adapters.compilation").compiled_model
+    make = pack("nodes.adapters.network.compilation").compiled_model
     return lambda model: make(model, counter)
 
 
@@ -93,19 +93,19 @@ def test_sizes_of_one_are_sizes_like_any_other(model, compiled, counter, batch):
 def test_models_of_many_sizes_in_one_process(pack, model, compiled, counter):
     """Each has codes of its own, more than torch allows by itself."""
     network = model.model.diffusion_model
-    runner = options_of(compiled(model))[pack("nodes.adapters.transformer").BLOCK_RUNNER]
+    runner = options_of(compiled(model))[pack("nodes.adapters.network.transformer").BLOCK_RUNNER]
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         for mlp_size in (16, 24, 32, 48):
             config = dataclasses.replace(network.config, mlp_size=mlp_size)
             block = pack("ovis_core.layers").SingleStreamBlock(
                 config.hidden_size, config.num_heads, mlp_size, torch.nn, dtype=dtype
             )
-            pack("nodes.adapters.compilation").BlockRunner(config, runner.backend)(
+            pack("nodes.adapters.network.compilation").BlockRunner(config, runner.backend)(
                 block,
                 torch.randn(2, 8, config.hidden_size, dtype=dtype),
                 torch.randn(2, config.hidden_size, dtype=dtype),
                 network.pe_embedder(torch.zeros(8, 3), torch.device("cpu")),
-                attention=pack("nodes.adapters.transformer").PatchedAttention({}),
+                attention=pack("nodes.adapters.network.transformer").PatchedAttention({}),
             )
     assert counter.graphs == 12
 
@@ -152,7 +152,7 @@ def test_loras_need_no_other_code(model, compiled, counter):
 def test_weights_that_are_cast_at_every_forward(pack, model, compiled, counter, tmp_path):
     """As with lowvram: ComfyUI's layers cast and patch their weights when they run."""
     path = tmp_path / "diffusion_models" / tiny_model.write("comfyui", tmp_path)["model_name"]
-    half = pack("nodes.adapters.diffusion_model").load_diffusion_model(path, torch.float16)
+    half = pack("nodes.adapters.loading.diffusion_model").load_diffusion_model(path, torch.float16)
     blocks = half.model.diffusion_model.double_blocks
     assert blocks[0].img_attn.qkv.weight.dtype == torch.float16
     plain = forward(half)
@@ -210,7 +210,7 @@ def test_an_error_in_a_layer_leaves_nothing_behind(model, compiled):
 
 def test_with_the_cache(pack, model, compiled, counter):
     told = []
-    cached = pack("nodes.adapters.residual_cache").cached_model
+    cached = pack("nodes.adapters.sampling.residual_cache").cached_model
     expected = sample(cached(model, 1e6, 1, 1, 0, told.append))
     assert distance(sample(cached(compiled(model), 1e6, 1, 1, 0, told.append)), expected) <= 1e-5
     assert told == ["4 of 6 forwards computed"] * 2
@@ -221,7 +221,7 @@ def test_with_the_cache(pack, model, compiled, counter):
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_inductors_kernels_are_close(pack):
     """One small block, on sizes of which some are 1, by one code."""
-    compilation, layers = pack("nodes.adapters.compilation"), pack("ovis_core.layers")
+    compilation, layers = pack("nodes.adapters.network.compilation"), pack("ovis_core.layers")
     rope = pack("ovis_core.rope")
     config = pack("ovis_core.transformer").TransformerConfig(
         hidden_size=32, num_heads=2, mlp_size=64, axes_dim=(4, 6, 6)
@@ -248,7 +248,7 @@ def test_inductors_kernels_are_close(pack):
     ("device", "words"), [("cpu", "C.. compiler for the CPU"), ("cuda", "Triton for this GPU"), ("mps", None)]
 )
 def test_what_is_missing_is_said(pack, monkeypatch, device, words):
-    missing = pack("nodes.adapters.compilation").missing_compiler
+    missing = pack("nodes.adapters.network.compilation").missing_compiler
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = missing(device)
@@ -256,7 +256,7 @@ def test_what_is_missing_is_said(pack, monkeypatch, device, words):
 
 
 def test_without_a_compiler_the_node_says_so(pack, model, monkeypatch):
-    compile_ = pack("nodes.adapters.compilation").compiled_model
+    compile_ = pack("nodes.adapters.network.compilation").compiled_model
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"cannot compile: .*install g\+\+ or clang.*, or remove this node"):
         compile_(model)

@@ -150,7 +150,7 @@ def test_best_of_ranks_pictures_of_any_size(server, pictures):
 
 
 def test_best_of_wants_one_list_of_texts(pack):
-    best_of = pack("nodes.adapters.verify").best_of
+    best_of = pack("nodes.adapters.words.verify").best_of
     with pytest.raises(ValueError, match="2 different expected texts"):
         best_of([torch.zeros(1, 8, 8, 3)], ["a", "b"], **JUDGING)
 
@@ -166,14 +166,14 @@ def test_best_of_wants_one_list_of_texts(pack):
 )
 def test_what_is_no_picture_is_refused(pack, image, message):
     with pytest.raises(ValueError, match=message):
-        pack("nodes.adapters.verify").verify_images(image, "OPEN", **JUDGING)
+        pack("nodes.adapters.words.verify").verify_images(image, "OPEN", **JUDGING)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_of_any_channels_are_read(pack, channels):
     grey = torch.from_numpy(np.array(drawn("OPEN LATE").convert("L"))).float()[None, ..., None] / 255
     image = grey.expand(1, 240, 480, channels).clone()
-    annotated, score, passed, _, _ = pack("nodes.adapters.verify").verify_images(
+    annotated, score, passed, _, _ = pack("nodes.adapters.words.verify").verify_images(
         image, "OPEN LATE", **JUDGING
     )
     assert (annotated.shape, score, passed) == ((1, 240, 480, 3), 1, True)
@@ -223,7 +223,7 @@ def test_retry_can_be_interrupted(server):
 @pytest.fixture
 def steps(pack, monkeypatch):
     """Runs Retry's steps with scores given beforehand in place of reading -> outputs, told lines, seeds."""
-    adapter = pack("nodes.adapters.verify")
+    adapter = pack("nodes.adapters.words.verify")
 
     def run(scores, max_tries, seed=0):
         verdicts = [

@@ -10,7 +10,7 @@ import re
 import tiny_model
 import torch
 
-from ovis_core.dequantize import BLOCK_FORMATS
+from ovis_core.files.dequantize import BLOCK_FORMATS
 from ovis_core.text_encoder import TextEncoder, TextEncoderConfig
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig
 
@@ -90,12 +90,12 @@ def ladder(rows: dict[str, list[int | None]], kept_free: float) -> str:
 def test_the_tables_are_what_is_counted(pack, model, monkeypatch):
     import comfy.model_management as management
 
-    rows = counted(pack("nodes.adapters.low_precision").QUANTIZED)
+    rows = counted(pack("nodes.adapters.weights.low_precision").QUANTIZED)
     monkeypatch.setattr(management, "pytorch_attention_flash_attention", lambda: True)
     monkeypatch.setattr(model.model.diffusion_model, "config", TransformerConfig())
     monkeypatch.setattr(model.model, "get_dtype_inference", lambda: torch.bfloat16)
     # What ComfyUI keeps free of weights when it loads a model to sample with guidance.
-    memory = pack("nodes.adapters.memory")
+    memory = pack("nodes.adapters.sampling.memory")
     activations = memory.FACTOR * model.model.memory_required((2, 16, 128, 128))
     kept_free = max(activations + management.extra_reserved_memory(), management.minimum_inference_memory())
     for path, pattern, expected in (

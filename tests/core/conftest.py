@@ -3,9 +3,9 @@
 import pytest
 from PIL import ImageFont
 
-from ovis_core.training.fonts import FILES, Face
-from ovis_core.training.rendering import Renderer
-from ovis_core.training.settings import Typography
+from ovis_core.typography.fonts import FILES, Face
+from ovis_core.typography.rendering import Renderer
+from ovis_core.typography.settings import Typography
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import tiny_model  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovis_core.lettering.campaign import (
+from ovis_core.campaign.plan import (
     MAX_NAME,
     Job,
     Template,
@@ -16,7 +16,7 @@ from ovis_core.lettering.campaign import (
     safe_path,
     safe_value,
 )
-from ovis_core.lettering.rows import Row
+from ovis_core.campaign.rows import Row
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 TEMPLATES = Templates("Poster: {headline}", "{style}", "{seed}", "1024x768", "sale/{headline}")

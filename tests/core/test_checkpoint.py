@@ -9,11 +9,11 @@ import tiny_model
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovis_core import export
 from ovis_core.autoencoder import AutoencoderConfig
-from ovis_core.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, check_fit, open_checkpoint
-from ovis_core.layouts import looks_like
-from ovis_core.storage import model_files, read_headers
+from ovis_core.files import export
+from ovis_core.files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, check_fit, open_checkpoint
+from ovis_core.files.layouts import looks_like
+from ovis_core.files.storage import model_files, read_headers
 from ovis_core.text_encoder import TextEncoderConfig
 from ovis_core.transformer import TransformerConfig
 

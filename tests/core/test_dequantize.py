@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_gguf import random_rows
 
-from ovis_core.dequantize import BLOCK_FORMATS, dequantize, is_finite
+from ovis_core.files.dequantize import BLOCK_FORMATS, dequantize, is_finite
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
@@ -31,7 +31,7 @@ def test_rows_are_independent_and_views_will_do(name):
 def test_large_weights_are_done_in_parts(monkeypatch):
     data = torch.from_numpy(random_rows("Q4_K", 7, 768))
     whole = dequantize(data, "Q4_K")
-    monkeypatch.setattr("ovis_core.dequantize.MAX_NUMBERS", 1024)
+    monkeypatch.setattr("ovis_core.files.dequantize.MAX_NUMBERS", 1024)
     assert torch.equal(dequantize(data, "Q4_K"), whole)
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ovis_core.training.fonts import FILES, Face, find_fonts
-from ovis_core.training.lexicon import CHARACTERS
-from ovis_core.training.rendering import Renderer
+from ovis_core.typography.fonts import FILES, Face, find_fonts
+from ovis_core.typography.lexicon import CHARACTERS
+from ovis_core.typography.rendering import Renderer
 
 
 def test_missing_fonts_are_named_with_their_packages(tmp_path):

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovis_core.checkpoint import TEXT_ENCODER, TRANSFORMER, open_checkpoint
-from ovis_core.dequantize import BLOCK_FORMATS
-from ovis_core.export import unconvert
-from ovis_core.gguf import read_gguf, read_gguf_header
-from ovis_core.layouts import diffusers_transformer_rules, flux_transformer_rules, llama_rules
+from ovis_core.files.checkpoint import TEXT_ENCODER, TRANSFORMER, open_checkpoint
+from ovis_core.files.dequantize import BLOCK_FORMATS
+from ovis_core.files.export import unconvert
+from ovis_core.files.gguf import read_gguf, read_gguf_header
+from ovis_core.files.layouts import diffusers_transformer_rules, flux_transformer_rules, llama_rules
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ovis_core.prompt import MAX_TOKENS, PREFIX_TOKENS, TEMPLATE, PromptTokenizer
-from ovis_core.training.letters import write_letter_tokenizer
+from ovis_core.training.nano.letters import write_letter_tokenizer
 
 CHARACTERS = "“”，新店开业欢迎光临"
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from ovis_core.pipeline import load_pipeline
-from ovis_core.training import nano
-from ovis_core.training.autoencoder import AutoencoderTrainConfig
 from ovis_core.training.flow import PADDING_KEPT
-from ovis_core.training.rendering import Renderer
-from ovis_core.training.settings import Typography
+from ovis_core.training.nano import recipe as nano
+from ovis_core.training.nano.autoencoder import AutoencoderTrainConfig
 from ovis_core.training.trainer import TrainConfig
+from ovis_core.typography.rendering import Renderer
+from ovis_core.typography.settings import Typography
 
 MAX_BYTES = 20 * 10**6
 RECIPE = nano.Recipe(

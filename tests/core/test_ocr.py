@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from ovis_core.lettering.ocr import RapidReader, Region, looks, reading_order
+from ovis_core.evaluation.ocr import RapidReader, Region, looks, reading_order
 
 
 def region(text, left, top, right, bottom):

@@ -13,12 +13,12 @@ import pytest
 import tiny_model
 from PIL import Image, ImageDraw
 
-from ovis_core.training.captions import caption_characters
-from ovis_core.training.fonts import STYLES, find_fonts
-from ovis_core.training.layout import line_breaks
-from ovis_core.training.palette import COLOURS, PALETTE, contrast, nearest_colour
-from ovis_core.training.rendering import Renderer
-from ovis_core.training.settings import Typography
+from ovis_core.typography.captions import caption_characters
+from ovis_core.typography.fonts import STYLES, find_fonts
+from ovis_core.typography.layout import line_breaks
+from ovis_core.typography.palette import COLOURS, PALETTE, contrast, nearest_colour
+from ovis_core.typography.rendering import Renderer
+from ovis_core.typography.settings import Typography
 
 
 def pixels(example):
@@ -56,8 +56,8 @@ def test_another_process_draws_the_same(fonts, hash_seed):
     code = f"""
 import hashlib
 from pathlib import Path
-from ovis_core.training.fonts import FILES, Face
-from ovis_core.training.rendering import Renderer
+from ovis_core.typography.fonts import FILES, Face
+from ovis_core.typography.rendering import Renderer
 renderer = Renderer(fonts=dict.fromkeys(FILES, (Face(Path({str(path)!r})),)))
 digest = hashlib.sha256()
 for index in range(20):

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from ovis_core.training.fonts import STYLES
-from ovis_core.training.lexicon import CHARACTERS
-from ovis_core.training.palette import COLOURS, contrast
-from ovis_core.training.rendering import CHINESE_ZOOM, Renderer
-from ovis_core.training.settings import Typography
-from ovis_core.training.wording import words_of
+from ovis_core.typography.fonts import STYLES
+from ovis_core.typography.lexicon import CHARACTERS
+from ovis_core.typography.palette import COLOURS, contrast
+from ovis_core.typography.rendering import CHINESE_ZOOM, Renderer
+from ovis_core.typography.settings import Typography
+from ovis_core.typography.wording import words_of
 
 
 def test_shares_are_kept(draw):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ovis_core import storage
+from ovis_core.files import storage
 
 
 def crafted(path, header: dict | bytes, num_bytes: int):

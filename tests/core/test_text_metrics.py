@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovis_core.lettering.text_metrics import (
+from ovis_core.evaluation.text_metrics import (
     Rules,
     character_error_rate,
     edit_distance,

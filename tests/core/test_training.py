@@ -8,8 +8,8 @@ import torch
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig, normalize
 from ovis_core.sampling import shift_mu
 from ovis_core.text_encoder import TextEncoder, TextEncoderConfig
-from ovis_core.training.autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
 from ovis_core.training.flow import CheckpointedTransformer, draw_sigmas, thin_padding, velocity_loss
+from ovis_core.training.nano.autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
 from ovis_core.training.trainer import Batch, TrainConfig, Trainer
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig
 

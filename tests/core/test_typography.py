@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ovis_core.training import typography
-from ovis_core.training.rendering import Renderer
-from ovis_core.training.settings import Typography
+from ovis_core.typography import dataset as typography
+from ovis_core.typography.rendering import Renderer
+from ovis_core.typography.settings import Typography
 
 
 def test_dataset_has_uint8_pictures_and_captions(fonts):
@@ -34,7 +34,7 @@ def test_sizes_are_known_before_drawing(fonts, everything):
 
 @pytest.fixture
 def command(fonts, monkeypatch):
-    monkeypatch.setattr("ovis_core.training.rendering.find_fonts", lambda wanted: fonts)
+    monkeypatch.setattr("ovis_core.typography.rendering.find_fonts", lambda wanted: fonts)
 
     def command(*arguments):
         typography.main([str(argument) for argument in arguments])

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovis_core.lettering.ocr import Region
-from ovis_core.lettering.text_metrics import Rules
-from ovis_core.lettering.verify import (
+from ovis_core.evaluation.ocr import Region
+from ovis_core.evaluation.text_metrics import Rules
+from ovis_core.evaluation.verify import (
     RIGHT,
     annotate,
     contact_sheet,

@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from ovis_core.training.lexicon import CHARACTERS, CHINESE_WORDS, WORDS
-from ovis_core.training.settings import Typography
-from ovis_core.training.wording import Wording, is_for_training, is_held_out, parts_of, words_of
+from ovis_core.typography.lexicon import CHARACTERS, CHINESE_WORDS, WORDS
+from ovis_core.typography.settings import Typography
+from ovis_core.typography.wording import Wording, is_for_training, is_held_out, parts_of, words_of
 
 
 def test_lists_are_what_they_say():

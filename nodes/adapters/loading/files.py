@@ -1,0 +1,82 @@
+"""Which files and folders ComfyUI's model folders offer for each part, and where a chosen name lies."""
+
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ....ovis_core.files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part
+
+# ComfyUI's folder kinds, asked in this order. Whole diffusers pipelines lie under `diffusers`.
+FOLDER_KINDS = {
+    TRANSFORMER.subfolder: "diffusion_models",
+    TEXT_ENCODER.subfolder: "text_encoders",
+    AUTOENCODER.subfolder: "vae",
+}
+PIPELINES = "diffusers"
+OWN_MODELS = Path(__file__).parents[3] / "models"
+EXTENSIONS = (".safetensors", ".sft")
+GGUF_PARTS = (TRANSFORMER, TEXT_ENCODER)
+# Files that stand for the folder they lie in: shards, and what diffusers and transformers call a single file.
+FOLDER_FILE = re.compile(r"(-\d{5}-of-\d{5}|(^|[/\\])(model|diffusion_pytorch_model))\.safetensors$")
+
+
+def offer_own_models() -> None:
+    """Lists the models that come with the pack among ComfyUI's diffusers pipelines."""
+    folder_paths.add_model_folder_path(PIPELINES, str(OWN_MODELS))
+
+
+def model_names() -> list[str]:
+    """What the loader lists as diffusion models: files by their name, folders with a slash at the end."""
+    return list(_paths(TRANSFORMER))
+
+
+def text_encoder_names() -> list[str]:
+    return list(_paths(TEXT_ENCODER))
+
+
+def vae_names() -> list[str]:
+    return list(_paths(AUTOENCODER))
+
+
+def path_of(part: Part, name: str) -> Path:
+    """The path of a listed name. Raises ValueError for any other, so that no path can be smuggled in."""
+    paths = _paths(part)
+    if name not in paths:
+        kind = FOLDER_KINDS[part.subfolder]
+        raise ValueError(
+            f"{name!r} is not in ComfyUI's models/{kind} folders (nor models/{PIPELINES}): put it there and "
+            f"press R to refresh, or choose one of {list(paths)[:5]}"
+        )
+    return paths[name]
+
+
+def _paths(part: Part) -> dict[str, Path]:
+    kind = FOLDER_KINDS[part.subfolder]
+    files: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
+    names = [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(EXTENSIONS)]
+    for name in names + (_gguf_names(kind) if part in GGUF_PARTS else []):
+        if not name.isprintable():  # a name that is no text cannot be sent to the editor
+            continue
+        path = Path(folder_paths.get_full_path(kind, name) or "")
+        parent = Path(name).parent
+        if parent != Path() and FOLDER_FILE.search(name):
+            folders.setdefault(parent.as_posix() + "/", path.parent)
+        else:
+            files[name] = path
+    for root in map(Path, folder_paths.get_folder_paths(PIPELINES)):
+        for pattern in (f"*/{part.subfolder}", f"*/*/{part.subfolder}"):
+            for found in root.glob(pattern):
+                folders.setdefault(found.parent.relative_to(root).as_posix() + "/", found.parent)
+    return {**files, **dict(sorted(folders.items()))}
+
+
+def _gguf_names(kind: str) -> list[str]:
+    """GGUF files in a folder of ComfyUI's, which lists its own kinds of files alone."""
+    names = [
+        name
+        for root in folder_paths.get_folder_paths(kind)
+        for name in folder_paths.recursive_search(root, excluded_dir_names=[".git"])[0]
+    ]
+    return sorted({name for name in names if name.lower().endswith(".gguf")})

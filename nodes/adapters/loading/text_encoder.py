@@ -1,0 +1,143 @@
+"""The core's tokenizer and text encoder as a ComfyUI CLIP."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import comfy.model_management
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders.ovis
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ....ovis_core.files.checkpoint import TEXT_ENCODER, open_checkpoint
+from ....ovis_core.pipeline import tokenizer_folder
+from ....ovis_core.prompt import MAX_TOKENS, PromptTokenizer, PromptTokens
+from ....ovis_core.text_encoder import TextEncoder, TextEncoderConfig
+from ..weights.gguf import GGUFOps, is_gguf, quantized_weights
+
+log = logging.getLogger(__name__)
+
+TOKENS_KEY = "qwen3_2b"  # as ComfyUI's own Ovis tokenizer calls its tokens
+
+# The tokenizer that ComfyUI ships, for text encoder files without one; PromptTokenizer asserts that it is
+# the right one.
+COMFYUI_TOKENIZER = Path(comfy.text_encoders.ovis.__file__).parent / "qwen25_tokenizer"
+
+
+class ComfyTokenizer:
+    """The tokenizer with the methods that comfy.sd.CLIP and nodes around it call."""
+
+    def __init__(self, folder: Path, vocab_size: int, embedding_directory=None, tokenizer_data=None):
+        self.prompt_tokenizer = PromptTokenizer.from_folder(folder, vocab_size)
+
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **_
+    ) -> dict[str, list[list[tuple]]]:
+        """Tokens in their template, each of weight 1: ComfyUI's weight syntax is text to this model."""
+        tokens = self.prompt_tokenizer(text)
+        if tokens.num_lost:
+            log.warning("Ovis-Image prompt: %s", budget_report(tokens))
+        # A word id is a number other than 0 for each token of the prompt; one per token says as much as we
+        # know.
+        return {
+            TOKENS_KEY: [[(t, 1.0, i + 1) if return_word_ids else (t, 1.0) for i, t in enumerate(tokens.ids)]]
+        }
+
+    def report(self, text: str) -> str:
+        """How much of the budget a prompt takes, its template included, and what did not fit."""
+        return budget_report(self.prompt_tokenizer(text))
+
+    def untokenize(self, pairs: list[tuple]) -> list[tuple]:
+        tokenizer = self.prompt_tokenizer.tokenizer
+        return [(pair, tokenizer.decode([pair[0]])) for pair in pairs]
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        return self.prompt_tokenizer.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+def budget_report(tokens: PromptTokens) -> str:
+    used = f"{len(tokens.ids)} of {MAX_TOKENS} tokens"
+    return f"{used}; {tokens.num_lost} more were cut off, shorten the prompt" if tokens.num_lost else used
+
+
+class ComfyTextEncoder(TextEncoder):
+    """The text encoder with the methods that comfy.sd.CLIP calls."""
+
+    def __init__(
+        self,
+        config: TextEncoderConfig,
+        ops,
+        compute_dtype: torch.dtype,
+        device=None,
+        dtype=None,
+        model_options=None,
+    ):
+        super().__init__(config, ops, device=device, dtype=dtype)
+        self.compute_dtype = compute_dtype
+        self.dtypes = {dtype}
+        self.execution_device: torch.device | None = None
+
+    def set_clip_options(self, options: dict) -> None:
+        self.execution_device = options.get("execution_device", self.execution_device)
+        if options.get("layer") not in (None, -1):
+            raise ValueError(
+                "Ovis-Image takes its text encoder's last layer: remove the CLIP Set Last Layer node"
+            )
+
+    def reset_clip_options(self) -> None:
+        self.execution_device = None
+
+    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
+        """Tokens of `ComfyTokenizer` -> text states (1, 256, D), and no pooled output."""
+        prompts = [[pair[0] for pair in prompt] for prompt in tokens[TOKENS_KEY]]
+        states = self(prompts, device=self.execution_device, dtype=self.compute_dtype)
+        return states.to(comfy.model_management.intermediate_device(), torch.float32), None
+
+    def load_sd(self, state: dict[str, Tensor]):
+        return self.load_state_dict(state, strict=False, assign=getattr(self, "can_assign_sd", False))
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As torch's; bytes cannot be copied into numbers, so that quantised weights take their place."""
+        return super().load_state_dict(state_dict, strict, assign or any(map(is_gguf, state_dict.values())))
+
+
+def load_text_encoder(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """A CLIP from a file or folder. Raises ValueError as `open_checkpoint` does."""
+    checkpoint = open_checkpoint(path, TEXT_ENCODER)
+    state = checkpoint.read(comfy.utils.load_torch_file, keep_quantized=bool(checkpoint.block_formats))
+    device = comfy.model_management.text_encoder_device()
+    storage = checkpoint.dtype
+    vocab_size = checkpoint.config.vocab_size
+    compute = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    operations = comfy.ops.manual_cast
+    if checkpoint.block_formats:
+        storage, operations, disable_dynamic = compute, GGUFOps, True
+        state = quantized_weights(state, checkpoint.block_formats, compute)
+
+    target = comfy.supported_models_base.ClipTarget(
+        partial(ComfyTokenizer, tokenizer_folder(checkpoint.path) or COMFYUI_TOKENIZER, vocab_size),
+        partial(ComfyTextEncoder, checkpoint.config, operations, compute),
+    )
+    parameters = comfy.utils.calculate_parameters(state)
+    options = {"dtype": storage}
+    clip = comfy.sd.CLIP(
+        target,
+        parameters=parameters,
+        state_dict=state,
+        model_options=options,
+        disable_dynamic=disable_dynamic,
+    )
+    clip.patcher.set_model_compute_dtype(compute)
+    clip.patcher.cached_patcher_init = (_load_patcher, (path,))
+    return clip
+
+
+def _load_patcher(path: Path, disable_dynamic: bool = False):
+    return load_text_encoder(path, disable_dynamic).patcher

@@ -1,0 +1,79 @@
+"""ComfyUI's layers, where they are not called once and as they are."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import comfy.ops
+import comfy.utils
+from comfy.cli_args import args
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..weights.gguf import is_gguf
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether a call of the layer is more than its class says: ComfyUI's bypass mode, or another node's."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
+@contextmanager
+def cast(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A layer's weight and bias as it would use them on x, while other layers are cast, too.
+
+    Quantised ones stay so where nothing is to be added to them.
+    """
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+    values = weight, bias
+    offload_stream, *transferred = stream
+    if offload_stream is not None and not args.cuda_malloc:
+        # ComfyUI has one buffer a stream, that the next layer's weight may come to.
+        values = tuple(
+            value.clone() if value is not None and any(value is known for known in transferred) else value
+            for value in values
+        )
+    try:
+        yield values
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor], Tensor]] | None:
+    """A linear layer to call several times with tensors like x, whose weight is brought over once.
+
+    Each call of ComfyUI's layer would stream it, multiply it out and patch it again. With dynamic VRAM a
+    weight that does not fit is patched where it lies, so that a LoRA would be added as often as it is called.
+    None where only the layer itself will do, which is then to be called once.
+    """
+    if is_hooked(layer) or not isinstance(layer, comfy.ops.CastWeightBiasOp):
+        return None
+    if not isinstance(layer.weight, QuantizedTensor) or is_gguf(layer.weight):
+        return _as_product(layer, x)
+    if layer.weight.device == x.device or hasattr(layer, "_prefetch"):  # dynamic VRAM has brought it over
+        return nullcontext(layer)
+    if hasattr(layer, "_v"):  # dynamic VRAM will, at each call
+        return None
+    is_patched = layer.weight_function or layer.bias_function
+    return _as_product(layer, x) if is_patched else _on_device(layer, x)
+
+
+@contextmanager
+def _as_product(layer: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    with cast(layer, x) as (weight, bias):
+        yield partial(functional.linear, weight=weight, bias=bias)
+
+
+@contextmanager
+def _on_device(layer: nn.Module, x: Tensor) -> Iterator[nn.Module]:
+    """The layer itself, which multiplies quantised, with its weight on x's device."""
+    weight, bias = layer.weight, layer.bias
+    with cast(layer, x) as (moved, moved_bias):
+        comfy.utils.set_attr_param(layer, "weight", moved)
+        if moved_bias is not None:
+            comfy.utils.set_attr_param(layer, "bias", moved_bias)
+        try:
+            yield layer
+        finally:
+            layer.weight, layer.bias = weight, bias

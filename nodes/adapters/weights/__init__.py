@@ -1,0 +1,1 @@
+"""In which format are weights kept?"""

@@ -1,0 +1,167 @@
+"""GGUF weights in ComfyUI: rows of bytes in memory, numbers only while a layer computes.
+
+They are quantised tensors of a layout of our own, so that ComfyUI moves, offloads, casts and counts them as
+it does its own. LoRAs are not added to the bytes: a patched weight is the same bytes and what to add once
+they are numbers, so that taking a LoRA off gives back the very bytes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import comfy.lora
+import comfy.ops
+import comfy.utils
+import torch
+from comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_class
+from torch import Tensor, nn
+
+from ....ovis_core.files.dequantize import BLOCK_FORMATS, dequantize
+from .patchers import OvisImagePatcher
+
+LAYOUT = "OvisImageGGUF"
+
+
+class GGUFLayout(QuantizedLayout):
+    @dataclasses.dataclass(frozen=True)
+    class Params:
+        orig_dtype: torch.dtype  # that the numbers are given in
+        orig_shape: tuple[int, ...]
+        block_format: str  # GGML's name for how the rows are quantised
+        key: str = ""  # the parameter's name, as ComfyUI's patches want it
+        patches: tuple = ()  # ComfyUI's, for the numbers
+
+        def to_device(self, device: torch.device) -> "GGUFLayout.Params":
+            return self.clone()
+
+        def clone(self) -> "GGUFLayout.Params":
+            return dataclasses.replace(self)
+
+        def copy_from(self, source: "GGUFLayout.Params", non_blocking: bool = False) -> None:
+            for field in dataclasses.fields(self):
+                object.__setattr__(self, field.name, getattr(source, field.name))
+
+    @classmethod
+    def quantize(cls, tensor: Tensor, **kwargs):
+        raise NotImplementedError("GGUF weights are read from files only")
+
+    @classmethod
+    def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
+        """Rows of bytes -> numbers in the dtype wanted; patches are added in float32."""
+        if not params.patches:
+            return dequantize(qdata, params.block_format, params.orig_dtype)
+        weight = dequantize(qdata, params.block_format)
+        return comfy.lora.calculate_weight(params.patches, weight, params.key).to(params.orig_dtype)
+
+    @classmethod
+    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[Tensor]:
+        return (qtensor._qdata,)
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
+        return {"": qdata}
+
+
+register_layout_class(LAYOUT, GGUFLayout)
+
+
+def quantized_weights(
+    state: Mapping[str, Tensor], formats: Mapping[str, str], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A state dict whose rows of bytes are weights that give their numbers in `dtype`."""
+    weights = dict(state)
+    for key, name in formats.items():
+        num_rows, num_bytes = state[key].shape
+        columns = num_bytes // BLOCK_FORMATS[name].num_bytes * BLOCK_FORMATS[name].numbers
+        params = GGUFLayout.Params(dtype, (num_rows, columns), name)
+        weights[key] = QuantizedTensor(state[key].contiguous(), LAYOUT, params)
+    return weights
+
+
+def is_gguf(weight: Tensor | None) -> bool:
+    return isinstance(weight, QuantizedTensor) and weight._layout_cls == LAYOUT
+
+
+class _Movable(nn.Module):
+    def _apply(self, fn, recurse=True):
+        """Moves parameters by putting new ones in their place; torch would change quantised ones' data."""
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                comfy.utils.set_attr_param(self, name, fn(parameter))
+        return self
+
+
+class GGUFOps(comfy.ops.manual_cast):
+    """ComfyUI's casting layers, with weights that may be GGUF. Without memory until weights are assigned."""
+
+    class Linear(_Movable, comfy.ops.manual_cast.Linear):
+        def __init__(self, in_features, out_features, bias=True, device=None, dtype=None):
+            super().__init__(in_features, out_features, bias, device="meta", dtype=dtype)
+
+        def convert_weight(self, weight: Tensor, inplace: bool = False, **_) -> Tensor:
+            """How ComfyUI gets the numbers that it merges into another model."""
+            return weight.dequantize() if is_gguf(weight) else weight
+
+        def set_weight(
+            self, weight: Tensor, inplace_update: bool = False, seed=None, return_weight: bool = False, **_
+        ) -> Tensor | None:
+            """Where ComfyUI's own patcher puts a patched weight, which is numbers from then on."""
+            weight = weight.to(self.weight.dtype)
+            if return_weight:
+                return weight
+            if inplace_update:  # by hooks, who write the weight from before over it again
+                self.weight.data.copy_(weight)
+            else:
+                comfy.utils.set_attr_param(self, "weight", weight)
+
+    class Embedding(_Movable, comfy.ops.manual_cast.Embedding):
+        def forward_comfy_cast_weights(self, ids: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+            """Only the rows asked for become numbers."""
+            if not is_gguf(self.weight) or self.weight_function or self.weight._params.patches:
+                return super().forward_comfy_cast_weights(ids, out_dtype)
+            weight, _, stream = comfy.ops.cast_bias_weight(
+                self, device=ids.device, dtype=self.weight.dtype, offloadable=True
+            )
+            params = weight._params
+            rows = dequantize(weight._qdata[ids], params.block_format, out_dtype or params.orig_dtype)
+            comfy.ops.uncast_bias_weight(self, weight, None, stream)
+            return rows
+
+
+class _Backup(NamedTuple):
+    """A weight before its patches, as ComfyUI's patcher keeps it."""
+
+    weight: Tensor
+    inplace_update: bool = False
+
+
+class GGUFPatcher(OvisImagePatcher):
+    """The patcher of a model with GGUF weights, whose patches wait until the bytes are numbers."""
+
+    def patch_weight_to_device(
+        self, key, device_to=None, inplace_update=False, return_weight=False, force_cast=False
+    ):
+        weight = comfy.utils.get_attr(self.model, key)
+        if key not in self.patches or return_weight or not is_gguf(weight):
+            return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, force_cast)
+        if key not in self.backup:
+            self.backup[key] = _Backup(weight.to(device=self.offload_device))
+        weight = self.backup[key].weight.to(device=device_to or weight.device)
+        comfy.utils.set_attr_param(self.model, key, _patched(weight, key, self.patches[key]))
+
+    def hooked_weight(self, weight, key, patches, original_weights):
+        return _patched(weight, key, patches)
+
+    def room_for(self, weight, memory_counter):
+        return weight.device  # it shares its bytes
+
+    def state_dict_for_saving(self, *args, **kwargs):
+        raise ValueError(
+            "a model with GGUF weights cannot be saved; load it with weight_dtype bf16 and save that"
+        )
+
+
+def _patched(weight: QuantizedTensor, key: str, patches: list) -> QuantizedTensor:
+    """The same bytes, with further patches for when they are numbers."""
+    params = dataclasses.replace(weight._params, key=key, patches=(*weight._params.patches, *patches))
+    return QuantizedTensor(weight._qdata, LAYOUT, params)

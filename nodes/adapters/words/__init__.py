@@ -1,0 +1,1 @@
+"""Words: what a prompt asks for, what a picture says, and campaigns."""

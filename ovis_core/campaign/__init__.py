@@ -1,0 +1,1 @@
+"""Tables to pictures: rows, and what is made of each."""

@@ -1,0 +1,1 @@
+"""Model files: bytes and names on disk, read strictly and written whole."""

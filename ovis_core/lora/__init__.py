@@ -1,0 +1,1 @@
+"""LoRA files of every dialect: read as changes of our layers, and written."""

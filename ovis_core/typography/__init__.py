@@ -1,0 +1,1 @@
+"""Synthetic typography: pictures of writing with captions that state what is drawn."""
