@@ -104,7 +104,6 @@ def ablated() -> Iterator[Row]:
         ("single blocks in parts", ("memory",)),
         ("parts, and halves written where they belong", ("memory", "operators")),
         ("the table of modulation", ("weights", "operators")),
-        ("text tokens kept for a run", ("operators",)),
         ("a rotary table kept for a size", ("operators",)),
     ):
         with ABLATIONS[without](None):

@@ -16,14 +16,13 @@ from pack import (
     comfy_transformer,
     core_cache,
     diffusion_model,
-    fused,
+    kernels,
     latents,
     layers,
     low_precision,
-    patcher,
+    patchers,
     residual_cache,
     sampling_run,
-    text_states,
     transformer,
 )
 from torch import Tensor, nn
@@ -246,7 +245,7 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
     device = comfy.model_management.get_torch_device() if weight_format else "meta"
     model = diffusion_model.OvisImageModel(model_config, device=device)
     model.load_model_weights(state, assign=True)
-    ours = patcher.patch_model(model)
+    ours = patchers.patch_model(model)
     sampling_run.follow_runs(ours)
     diffusion_model.make_room(ours)
     return ours
@@ -285,12 +284,7 @@ def joined_by_cat(_: Comfy | None) -> Iterator[None]:
 
 def no_joined_operations(_: Comfy) -> contextlib.AbstractContextManager:
     """Norms, their modulation and the rotation as torch has them, one after the other."""
-    return mock.patch.object(fused.Fused, "__call__", lambda self, *tensors: self.plain(*tensors))
-
-
-def no_kept_text(_: Comfy | None) -> contextlib.AbstractContextManager:
-    """The text states are projected for every forward."""
-    return mock.patch.object(text_states.Projections, "of", lambda self, project, context: project(context))
+    return mock.patch.object(kernels.Fused, "__call__", lambda self, *tensors: self.plain(*tensors))
 
 
 def scaled_behind(_: Comfy) -> contextlib.AbstractContextManager:

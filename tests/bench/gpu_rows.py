@@ -28,7 +28,6 @@ NAMES = {
     "U0-flash": "ours, eager, FlashAttention forced",
     "U0-cudnn": "ours, eager, cuDNN attention forced",
     "U0-table": "ours, eager, modulation on the device and computed every time",
-    "U0-text": "ours, eager, text tokens computed every time",
     "U0-parts": "ours, eager, single blocks in one part",
     "U0-written": "ours, eager, single blocks in one part, halves joined by cat",
     "U0-joined": "ours, eager, norms, modulation and rotation not joined",

@@ -34,7 +34,6 @@ from gpu_models import (  # noqa: E402
     in_one_part,
     joined_by_cat,
     native_model,
-    no_kept_text,
     no_rotary_table,
     our_model,
 )
@@ -98,20 +97,15 @@ def forwards(
 
 
 def tabulated(config: TransformerConfig, batch: int, height: int, width: int) -> Forward:
-    """A forward as the pack's sampling runs take it, bfloat16 without data.
-
-    Modulation comes from a table, text tokens from the step before.
-    """
+    """A forward as the pack's sampling runs take it, modulation from a table; bfloat16 without data."""
     factory = {"device": "meta", "dtype": torch.bfloat16}
     network = pack.comfy_transformer.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
     x = torch.randn(batch, 16, height, width, **factory)
     context = torch.randn(batch, 256, config.context_dim, **factory)
     sigma = torch.full((batch,), 0.75, device="meta")
-    texts = pack.text_states.Projections()
 
     def forward() -> torch.Tensor:
         run = pack.sampling_run.SamplingRun([0.75], "the same weights", is_read=False)
-        run.texts = texts
         return network(x, sigma, context, transformer_options={pack.sampling_run.SAMPLING_RUN: run})
 
     return forward
@@ -127,7 +121,6 @@ ABLATIONS = {
     "single blocks in parts": in_one_part,
     "parts, and halves written where they belong": joined_by_cat,
     "the table of modulation": no_table,
-    "text tokens kept for a run": no_kept_text,
     "a rotary table kept for a size": no_rotary_table,
 }
 

@@ -37,7 +37,6 @@ from ovis_image_pack.nodes.adapters.network import (  # noqa: E402
     kernels,
     modulation,
     sampling_run,
-    text_states,
 )
 from ovis_image_pack.nodes.adapters.network import transformer as comfy_transformer  # noqa: E402
 from ovis_image_pack.nodes.adapters.sampling import checks, guidance, residual_cache  # noqa: E402
@@ -64,6 +63,5 @@ __all__ = [
     "residual_cache",
     "sampling",
     "sampling_run",
-    "text_states",
     "transformer",
 ]

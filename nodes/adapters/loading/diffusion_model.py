@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -16,7 +17,6 @@ from ....ovis_core.files.checkpoint import TRANSFORMER, Checkpoint, open_checkpo
 from ....ovis_core.lora.read import parameter_shapes
 from ....ovis_core.sampling import MAX_MU
 from ..network.sampling_run import follow_runs
-from ..network.text_states import TextStates
 from ..network.transformer import NO_CONTROLNETS, ComfyTransformer
 from ..sampling.memory import Asking, bytes_to_ask_for, has_fused_attention, make_room
 from ..weights.gguf import GGUFOps, GGUFPatcher, quantized_weights
@@ -82,16 +82,19 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         return bytes_to_ask_for(self, input_shape)
 
     def extra_conds(self, **kwargs) -> dict:
-        """Text states as `TextStates`, where and as the network takes them.
+        """Text states where and as the network takes them.
 
-        Raises ValueError for a ControlNet, before it runs: FLUX's do not fit the text states.
+        Each prompt keeps its own length: ComfyUI repeats a shorter one until it is as long as the longest.
+        Raises ValueError for a ControlNet before it runs: FLUX's do not fit the text states.
         """
         if kwargs.get("control") is not None:
             raise ValueError(NO_CONTROLNETS)
         conds = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         if "c_crossattn" in conds:
             context = conds["c_crossattn"].cond
-            conds["c_crossattn"] = TextStates(context.to(kwargs["device"], self.get_dtype_inference()))
+            conds["c_crossattn"] = comfy.conds.CONDRegular(
+                context.to(kwargs["device"], self.get_dtype_inference())
+            )
         return conds
 
 

@@ -16,7 +16,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..sampling.checks import LateFlag
-from .text_states import Projections
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,6 @@ class SamplingRun:
         self.is_read = is_read
         self.schedule = None if schedule is None else tuple(schedule)
         self.network = network
-        self.texts = Projections()
         self._evaluation: tuple[Tensor | None, float] = None, math.inf
         self._position = 0
         self._is_out_of_order: LateFlag | None = None

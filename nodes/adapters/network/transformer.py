@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....ovis_core.residual_cache import CachedForward
 from ....ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from .attention import with_attention
-from .casting import hold, is_hooked
+from .casting import hold
 from .kernels import join_operations
 from .modulation import ModulationTable
 from .prefetch import Prefetch
@@ -118,12 +118,8 @@ class ComfyTransformer(OvisImageTransformer):
         run = options.get(SAMPLING_RUN)
         if run and run.network not in (None, self):
             run = None  # of another network that a guider joins with this one, or runs on another device
-        is_kept = run and not (is_hooked(self.txt_norm) or is_hooked(self.txt_in))
-        txt = run.texts.of(self.project_text, context) if is_kept else self.project_text(context)
-        if BLOCK_RUNNER in options:
-            txt = txt.clone()  # compiled code tells a tensor that is kept from one that a block has made
         with self.modulation.rows_of(run, timestep, x.dtype):
-            return self.evaluate(x, timestep, txt, PatchedAttention(options), cache)
+            return super().forward(x, timestep, context, PatchedAttention(options), cache)
 
     def run_blocks(
         self,
