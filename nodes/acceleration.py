@@ -5,9 +5,9 @@ from functools import partial
 from comfy_api.latest import io
 from server import PromptServer
 
-from .adapters.network.attention import KERNELS, MEASURED
-from .adapters.network.attention_choice import model_with_attention
+from .adapters.network.attention import AUTOMATIC, KERNELS
 from .adapters.network.compilation import compiled_model
+from .adapters.network.transformer import model_with_attention
 from .adapters.sampling.residual_cache import cached_model
 
 CATEGORY = "Ovis-Image"
@@ -100,8 +100,8 @@ class OvisImageAttention(io.ComfyNode):
             node_id="OvisImageAttention",
             display_name="Ovis-Image Attention",
             category=CATEGORY,
-            description="Names the kernel that computes the attention. Without this node, the fastest exact "
-            "kernel is found by measuring on your GPU.",
+            description="Names the kernel that computes the attention. Without this node, it is cuDNN's on "
+            "NVIDIA's Hopper and newer GPUs, and ComfyUI's own elsewhere.",
             search_aliases=[
                 *("ovis", "attention", "sageattention", "sage attention", "flash attention", "cudnn", "sdpa"),
                 "faster",
@@ -111,10 +111,10 @@ class OvisImageAttention(io.ComfyNode):
                 io.Combo.Input(
                     "kernel",
                     options=list(KERNELS),
-                    default=MEASURED,
-                    tooltip="measured: the fastest exact kernel on this GPU and size, as without this node. "
-                    "comfyui: what ComfyUI uses. cudnn, flash, efficient: torch's exact kernels, on a GPU. "
-                    "sage: SageAttention, an approximation in 8 bit, which you install yourself.",
+                    default=AUTOMATIC,
+                    tooltip="automatic: as without this node. comfyui: what ComfyUI uses. cudnn, flash, "
+                    "efficient: torch's exact kernels, on a GPU. sage: SageAttention, an approximation in "
+                    "8 bit, which you install yourself. measured: the former name of automatic.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with that kernel.")],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import Autoencoder, denormalize
+from .blocks import call_block
 from .files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit, open_checkpoint
 from .guidance import Guidance
 from .latents import PATCH_SIZE, VAE_FACTOR, num_image_tokens
@@ -102,7 +103,7 @@ class Pipeline:
                 x.to(weight.dtype),
                 sigma,
                 context.expand(len(x), -1, -1),
-                cache=residuals and residuals.forward([branch]),
+                run=residuals.forward([branch]) if residuals else call_block,
             ).float()
 
         velocity = guided(

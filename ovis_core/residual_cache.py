@@ -15,11 +15,12 @@ with regional prompts. A forward is one branch at one evaluation, however many o
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .blocks import Run, call_block
 from .sampling import Velocity
 
 Result = TypeVar("Result")
@@ -126,15 +127,15 @@ class ResidualCache:
         self._end_pass()
         return result
 
-    def forward(self, keys: Sequence[Hashable]) -> "CachedForward":
-        """For one forward of a batch that holds the branches `keys` one after another, in equal parts."""
+    def forward(self, keys: Sequence[Hashable], run: Run = call_block) -> "CachedRun":
+        """Around the `run` of one forward, whose batch holds the branches `keys` in equal parts."""
         branches = []
         for key in keys:
             # One conditioning may come several times in an evaluation: for tiles, or for guidance by a worse
             # model. Those are branches of their own.
             branches.append(self._branches.setdefault((key, self._seen[key]), Branch()))
             self._seen[key] += 1
-        return CachedForward(self, branches)
+        return CachedRun(self, branches, run)
 
     def decide(self, branches: list[Branch], firsts: Sequence[Tensor]) -> bool:
         """Whether this forward is skipped, after its first block, whose residuals (B, L, D) are `firsts`.
@@ -178,33 +179,46 @@ class ResidualCache:
         self._num_skips = 0
 
 
-class CachedForward:
-    """One forward, between its blocks: `reuse` after the first, `keep` after the last."""
+class CachedRun:
+    """The `run` seam of one forward, around another: blocks behind the first may be left out."""
 
-    def __init__(self, cache: ResidualCache, branches: list[Branch]):
+    def __init__(self, cache: ResidualCache, branches: list[Branch], run: Run):
         self.cache = cache
         self.branches = branches
+        self.run = run
+        self.is_skipped = False
 
-    def reuse(self, before: Tensor, after: Tensor) -> Tensor | None:
-        """Image tokens (B, L, D) before and after the first block -> after the last one, or None: compute."""
+    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any) -> Any:
+        if (kind, index) == ("double", 0):
+            img, txt = self.run(kind, index, block, *inputs)
+            self.is_skipped = self.decide(inputs[0], img)
+            return img, txt
+        if kind == "last":
+            img, *others = inputs
+            return self.run(kind, index, block, self.complete(img), *others)
+        if self.is_skipped:
+            return inputs[:2] if kind == "double" else inputs[0]
+        return self.run(kind, index, block, *inputs)
+
+    def decide(self, before: Tensor, after: Tensor) -> bool:
+        """Image tokens (B, L, D) before and after the first block -> whether the others are left out."""
         if self.cache.settings.is_off:
-            self.cache.decide(self.branches, ())
-            return None
+            return self.cache.decide(self.branches, ())
         self.after = after
         self.firsts = (after - before).chunk(len(self.branches))
-        if not self.cache.decide(self.branches, self.firsts):
-            return None
-        sigma = self.cache.sigma
-        return after + torch.cat([branch.predict(sigma) for branch in self.branches])
+        return self.cache.decide(self.branches, self.firsts)
 
-    def keep(self, last: Tensor) -> None:
-        """Image tokens (B, L, D) after the last block."""
+    def complete(self, last: Tensor) -> Tensor:
+        """Image tokens (B, L, D) after the last block, predicted where blocks were left out."""
         if self.cache.settings.is_off:
-            return
-        order = self.cache.settings.order
+            return last
+        sigma, order = self.cache.sigma, self.cache.settings.order
+        if self.is_skipped:
+            return self.after + torch.cat([branch.predict(sigma) for branch in self.branches])
         rests = (last - self.after).chunk(len(self.branches))
         for branch, first, rest in zip(self.branches, self.firsts, rests, strict=True):
-            branch.keep(self.cache.sigma, first, rest, order)
+            branch.keep(sigma, first, rest, order)
+        return last
 
 
 def cached(velocity: Velocity, cache: ResidualCache) -> Velocity:

@@ -16,11 +16,10 @@ class EmbedND(nn.Module):
         self.theta = theta
 
     def forward(self, ids: Tensor, device: torch.device) -> Tensor:
-        """ids (L, axes), whole numbers on the CPU -> float32 rotation matrices (1, 1, L, D/H/2, 2, 2).
+        """Makes float32 rotation matrices (1, 1, L, D/H/2, 2, 2) of ids (L, axes), integers on the CPU.
 
-        Angles are taken in float64, since float32 loses about 1e-4 rad at the far side of a large image, and
-        on the CPU, since some devices have no float64; but once for each position of an axis, not for each
-        token.
+        Angles are taken in float64, since float32 loses about 1e-4 rad at the far side of a large image. That
+        happens on the CPU, since some devices lack float64, and once for each position of an axis.
         """
         ids = ids.long()
         tables = []
@@ -35,15 +34,6 @@ class EmbedND(nn.Module):
 
 def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
     """Rotates neighbouring pairs of x (B, H, L, D/H) by pe, in float32 or wider."""
-    dtype = torch.promote_types(x.dtype, pe.dtype)
-    if x.requires_grad:
-        pairs = x.to(dtype).unflatten(-1, (-1, 1, 2))
-        rotated = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
-        return rotated.flatten(-2).to(x.dtype)
-    # The same in a third of the memory: the pairs' halves one by one, into the copy that is returned.
-    wide = x.to(dtype, copy=True)
-    first, second = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.addcmul(pe[..., 1, 0] * first, pe[..., 1, 1], second)
-    first.mul_(pe[..., 0, 0]).addcmul_(pe[..., 0, 1], second)
-    second.copy_(rotated)
-    return wide.to(x.dtype)
+    pairs = x.to(torch.promote_types(x.dtype, pe.dtype)).unflatten(-1, (-1, 1, 2))
+    rotated = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
+    return rotated.flatten(-2).to(x.dtype)

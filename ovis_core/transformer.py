@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .blocks import TEXTBOOK, Blocks, Run, call_block
 from .files.layouts import num_blocks
 from .latents import (
     LATENT_CHANNELS,
@@ -19,18 +20,7 @@ from .latents import (
     text_ids,
     unpack_latents,
 )
-from .layers import (
-    NORM_EPS,
-    Attention,
-    DoubleStreamBlock,
-    LastLayer,
-    MLPEmbedder,
-    Ops,
-    SingleStreamBlock,
-    sdp_attention,
-    timestep_embedding,
-)
-from .residual_cache import CachedForward
+from .layers import NORM_EPS, Attention, MLPEmbedder, Ops, sdp_attention, timestep_embedding
 from .rope import EmbedND
 
 TIME_DIM = 256
@@ -98,9 +88,9 @@ class TransformerConfig:
 
 
 class OvisImageTransformer(nn.Module):
-    """The velocity network. See `layers` for the two seams."""
+    """The velocity network. `blocks` makes its blocks: the textbook's, or those of `lean_blocks`."""
 
-    def __init__(self, config: TransformerConfig, ops: Ops = nn, **factory):
+    def __init__(self, config: TransformerConfig, ops: Ops = nn, blocks: Blocks = TEXTBOOK, **factory):
         """`factory`: dtype and device of the weights, as for a torch layer."""
         super().__init__()
         self.config = config
@@ -112,11 +102,11 @@ class OvisImageTransformer(nn.Module):
         self.time_in = MLPEmbedder(TIME_DIM, hidden, ops, **factory)
         self.txt_norm = ops.RMSNorm(config.context_dim, eps=NORM_EPS, **factory)
         self.txt_in = ops.Linear(config.context_dim, hidden, **factory)
-        self.double_blocks = nn.ModuleList(DoubleStreamBlock(*block, **factory) for _ in range(config.depth))
+        self.double_blocks = nn.ModuleList(blocks.double(*block, **factory) for _ in range(config.depth))
         self.single_blocks = nn.ModuleList(
-            SingleStreamBlock(*block, **factory) for _ in range(config.depth_single_blocks)
+            blocks.single(*block, **factory) for _ in range(config.depth_single_blocks)
         )
-        self.final_layer = LastLayer(hidden, config.in_channels, ops, **factory)
+        self.final_layer = blocks.last(hidden, config.in_channels, ops, **factory)
         self._tables: dict[tuple, Tensor] = {}
 
     def forward(
@@ -125,34 +115,33 @@ class OvisImageTransformer(nn.Module):
         sigma: Tensor,
         context: Tensor,
         attention: Attention = sdp_attention,
-        cache: CachedForward | None = None,
+        run: Run = call_block,
     ) -> Tensor:
         """The velocity eps - x0 at `x`.
 
         x: latents (B, C, H, W), any H and W. sigma: flow time (B,), 1 is noise. context: text states (B, L,
-        context_dim), zero where padded; padding takes part in the attention, as in training. cache: may leave
-        out all blocks but the first. Returns (B, C, H, W) in x's dtype.
+        context_dim), zero where padded; padding takes part in the attention, as in training. run: how a block
+        is called. Returns (B, C, H, W) in x's dtype.
         """
-        return self.evaluate(x, sigma, self.project_text(context), attention, cache)
-
-    def project_text(self, context: Tensor) -> Tensor:
-        """Text states (B, L, context_dim) -> text tokens (B, L, D); the same for all sigmas."""
-        return self.txt_in(self.txt_norm(context))
-
-    def evaluate(
-        self, x: Tensor, sigma: Tensor, txt: Tensor, attention: Attention, cache: CachedForward | None
-    ) -> Tensor:
-        """The velocity, with text tokens (B, L, D) in the place of text states."""
         height, width = x.shape[-2:]
         padded = pad_to_patch(x)
         even_height, even_width = padded.shape[-2:]
 
         vec = self.time_in(timestep_embedding(sigma, TIME_DIM).to(x.dtype))  # (B, D)
-        pe = self.rotary_table(txt.shape[1], even_height, even_width, x.device)
-        # No name here keeps the image's tokens (B, L, D) that the blocks start from.
-        tokens = self.run_blocks(self.img_in(pack_latents(padded)), txt, vec, pe, attention, cache)
-        tokens = self.final_layer(tokens, vec)
-        return unpack_latents(tokens, even_height, even_width)[..., :height, :width]
+        pe = self.rotary_table(context.shape[1], even_height, even_width, x.device)
+        txt = self.txt_in(self.txt_norm(context))  # (B, L, D)
+        img = self.img_in(pack_latents(padded))  # (B, L, D)
+
+        for i, block in enumerate(self.double_blocks):
+            img, txt = run("double", i, block, img, txt, vec, pe, attention)
+        num_text = txt.shape[1]
+        img = torch.cat((txt, img), dim=1)  # (B, L, D), text first
+        del txt
+        for i, block in enumerate(self.single_blocks):
+            img = run("single", i, block, img, vec, pe, attention)
+        img = run("last", 0, self.final_layer, img[:, num_text:], vec)
+
+        return unpack_latents(img, even_height, even_width)[..., :height, :width]
 
     def rotary_table(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
         """`EmbedND`'s table of a size in latent pixels, made once: every step needs the same one."""
@@ -165,28 +154,3 @@ class OvisImageTransformer(nn.Module):
             with torch.inference_mode(False):
                 self._tables[key] = self.pe_embedder(ids, device)
         return self._tables[key]
-
-    def run_blocks(
-        self,
-        img: Tensor,
-        txt: Tensor,
-        vec: Tensor,
-        pe: Tensor,
-        attention: Attention,
-        cache: CachedForward | None = None,
-    ) -> Tensor:
-        """Image tokens (B, L, D), text tokens (B, L, D), vec (B, D) -> image tokens."""
-        for i, block in enumerate(self.double_blocks):
-            before = img if cache and i == 0 else None
-            img, txt = block(img, txt, vec, pe, attention)
-            if before is not None and (reused := cache.reuse(before, img)) is not None:
-                return reused
-
-        num_text = txt.shape[1]
-        img = torch.cat((txt, img), dim=1)  # (B, L, D), text first
-        for block in self.single_blocks:
-            img = block(img, vec, pe, attention)
-        img = img[:, num_text:]
-        if cache:
-            cache.keep(img)
-        return img

@@ -4,9 +4,10 @@ B batch, C channels, H and W latent pixels.
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +15,6 @@ from ..latents import num_image_tokens
 from ..layers import Attention
 from ..rope import apply_rope
 from ..sampling import Velocity, shift_mu
-from ..transformer import OvisImageTransformer
 
 PADDING_KEPT = 4  # text states that stand for all the padding, see `thin_padding`
 
@@ -81,15 +81,6 @@ def thin_padding(
     return context[:, kept], attention
 
 
-class CheckpointedTransformer(OvisImageTransformer):
-    """The MMDiT that keeps one block's activations at a time and computes the others again for gradients."""
-
-    def run_blocks(
-        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention, cache: None = None
-    ) -> Tensor:
-        for block in self.double_blocks:
-            img, txt = checkpoint(block, img, txt, vec, pe, attention, use_reentrant=False)
-        joined = torch.cat((txt, img), dim=1)
-        for block in self.single_blocks:
-            joined = checkpoint(block, joined, vec, pe, attention, use_reentrant=False)
-        return joined[:, txt.shape[1] :]
+def checkpointed(kind: str, index: int, block: nn.Module, *inputs: Any) -> Any:
+    """Calls a block (the `run` seam) so that its activations are computed again for gradients, not kept."""
+    return checkpoint(block, *inputs, use_reentrant=False)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..blocks import Run, call_block
 from ..layers import sdp_attention
 from ..prompt import PREFIX_TOKENS
 from ..transformer import OvisImageTransformer
@@ -68,7 +69,7 @@ class Trainer:
     """Trains `transformer`, and `encode` where it is a module with parameters that want gradients.
 
     encode: the text encoder, or what stands for one that is not trained. empty_prompt: its token ids in the
-    template, for caption dropout.
+    template, for caption dropout. run: how a block is called, such as `flow.checkpointed`.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Trainer:
         batch_of: BatchOf,
         empty_prompt: Sequence[int],
         config: TrainConfig,
+        run: Run = call_block,
     ):
-        self.transformer, self.encode, self.batch_of = transformer, encode, batch_of
+        self.transformer, self.encode, self.batch_of, self.run = transformer, encode, batch_of, run
         self.empty_prompt, self.config = tuple(empty_prompt), config
         self.device = transformer.img_in.weight.device
         modules = {"transformer": transformer}
@@ -121,7 +123,7 @@ class Trainer:
                 )
 
             def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-                return self.transformer(x, sigma, context, attention).float()
+                return self.transformer(x, sigma, context, attention, self.run).float()
 
             return flow_loss(velocity, latents, generator, self.config.uniform_sigmas)
 

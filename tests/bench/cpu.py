@@ -41,9 +41,9 @@ THRESHOLDS = (0.0, 0.05, 0.1, 0.2)
 MAX_DISTANCE = 1e-5  # of two velocities in float32, relative
 SIDES = (512, 1024, 1536)  # pixels
 STEP_FIGURES = {  # of a Meter: what, unit, value
-    "operators": ("operators a step in ComfyUI, 1024x1024", "", lambda m: sum(m.operators.values())),
-    "weights": ("weights read a step in ComfyUI, 1024x1024", "GiB", lambda m: m.given_bytes / 2**30),
-    "memory": ("activations at their peak in ComfyUI, 1024x1024", "GiB", lambda m: m.peak_bytes / 2**30),
+    "operators": ("operators a step in ComfyUI", "", lambda m: sum(m.operators.values())),
+    "weights": ("weights read a step in ComfyUI", "GiB", lambda m: m.given_bytes / 2**30),
+    "memory": ("activations at their peak in ComfyUI", "GiB", lambda m: m.peak_bytes / 2**30),
 }
 WARM_UPS, REPEATS = 3, 9
 NOTE = (
@@ -84,33 +84,36 @@ def counted() -> Iterator[Row]:
 
 
 def in_comfyui() -> Iterator[Row]:
-    """Of the pack's model there, where a schedule's modulation is computed before the first step."""
+    """Of the pack's model there, where a schedule's modulation is computed before the first step.
+
+    Cards with room take single blocks at once, others in parts.
+    """
     for side in SIDES[:2]:
-        ours = measure(tabulated(FULL, 2, side // 8, side // 8))
+        roomy, short = (measure(tabulated(FULL, 2, side // 8, side // 8, room)) for room in (True, False))
         for peer in PEERS:
             theirs = full_size(side)[peer]
-            numbers = [sum(meter.operators.values()) for meter in (ours, theirs)]
-            what = f"operators a step in ComfyUI, {side}x{side}"
-            yield less_is_better(f"step-operators-{side}-{peer}", what, *numbers, peer, "", COMMAND)
-            gigabytes = [meter.given_bytes / 2**30 for meter in (ours, theirs)]
-            what = f"weights read a step in ComfyUI, {side}x{side}"
-            yield less_is_better(f"step-weights-{side}-{peer}", what, *gigabytes, peer, "GiB", COMMAND)
+            for id, name, ours in (("step", "with room", roomy), ("short", "short of memory", short)):
+                for kind, (what, unit, value) in STEP_FIGURES.items():
+                    what = f"{what} on a card {name}, {side}x{side}"
+                    figures = value(ours), value(theirs), peer, unit, COMMAND
+                    yield less_is_better(f"{id}-{kind}-{side}-{peer}", what, *figures)
 
 
 def ablated() -> Iterator[Row]:
     """What a step in ComfyUI at 1024x1024 would take without one thing that it spares."""
-    full = measure(tabulated(FULL, 2, 128, 128))
-    for without, kinds in (
-        ("single blocks in parts", ("memory",)),
-        ("parts, and halves written where they belong", ("memory", "operators")),
-        ("the table of modulation", ("weights", "operators")),
-        ("a rotary table kept for a size", ("operators",)),
+    full = {room: measure(tabulated(FULL, 2, 128, 128, room)) for room in (True, False)}
+    for without, has_room, kinds in (
+        ("single blocks in parts", False, ("memory",)),
+        ("lean blocks", True, ("memory",)),
+        ("the table of modulation", True, ("weights", "operators")),
+        ("a rotary table kept for a size", True, ("operators",)),
     ):
         with ABLATIONS[without](None):
-            less = measure(tabulated(FULL, 2, 128, 128))
+            less = measure(tabulated(FULL, 2, 128, 128, has_room))
         for kind in kinds:
             what, unit, value = STEP_FIGURES[kind]
-            figures = value(full), value(less), f"without {without}", unit, COMMAND
+            what += f", 1024x1024, on a card {'with room' if has_room else 'short of memory'}"
+            figures = value(full[has_room]), value(less), f"without {without}", unit, COMMAND
             yield less_is_better(f"ablation-{kind}-{without.replace(' ', '-')}", what, *figures)
 
 
@@ -137,8 +140,10 @@ def waiting() -> Iterator[Row]:
 
 
 def running() -> Iterator[Row]:
-    """In ComfyUI's sampler with each one's MODEL on a small network, as on a GPU: what 8 steps more make the
-    host wait. What it asks a step later, when the device has done it, is not waited for.
+    """In ComfyUI's sampler with each one's MODEL on a small network: what 8 steps more make the host wait.
+
+    Sigma is read for the table of modulation. What is asked a step later, when the device has done it, is not
+    waited for.
     """
     for what, settings in (("", {}), (" with guidance in an interval", {"start": 0.9, "end": 0.2})):
         waits = {

@@ -6,16 +6,16 @@ import torch
 from gpu_models import (
     Comfy,
     Diffusers,
+    comfyuis_kernels,
     cudnn_override,
-    in_one_part,
-    joined_by_cat,
+    in_parts,
     loaded,
     modulation_on_device,
     native_model,
-    no_joined_operations,
     no_rotary_table,
     our_model,
     scaled_behind,
+    textbook_blocks,
 )
 from pack import compilation, low_precision
 from weights import Weights
@@ -30,9 +30,9 @@ VARIANTS = {
     "U0-flash": ("U0", {"options": {"ovis_attention": "flash"}}),
     "U0-cudnn": ("U0", {"options": {"ovis_attention": "cudnn"}}),
     "U0-table": ("U0", {"sigmas": (), "around": (modulation_on_device,)}),
-    "U0-parts": ("U0", {"around": (in_one_part,)}),
-    "U0-written": ("U0", {"around": (joined_by_cat,)}),
-    "U0-joined": ("U0", {"around": (no_joined_operations,)}),
+    "U0-parts": ("U0", {"around": (in_parts,)}),
+    "U0-textbook": ("U0", {"around": (textbook_blocks,)}),
+    "U0-joined": ("U0", {"around": (comfyuis_kernels,), "options": {"ovis_attention": "cudnn"}}),
     "U0-rope": ("U0", {"around": (no_rotary_table,)}),
     "U0-split": ("U0", {"is_split": True}),
 }

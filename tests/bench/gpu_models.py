@@ -18,11 +18,11 @@ from pack import (
     diffusion_model,
     kernels,
     latents,
-    layers,
+    lean_blocks,
     low_precision,
+    modulation,
     patchers,
     residual_cache,
-    sampling_run,
     transformer,
 )
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class Comfy:
 
     options: what its forwards find in transformer_options besides the MODEL's own. around: contexts that its
     forwards run in. is_cached: every second evaluation skips what the residual cache can skip. is_tabulated:
-    modulation comes from a table of `sigmas`, if there are any, and text tokens are kept. kept: what those
+    modulation comes from a table of `sigmas`, if there are any. kept: what those
     contexts keep from step to step.
     """
 
@@ -158,8 +158,7 @@ class Comfy:
             options = {"uuids": branch, "cond_or_uncond": branch}
             parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
         if self.is_tabulated:
-            is_read = inputs.sigma.device.type == "cpu"
-            shared[sampling_run.SAMPLING_RUN] = sampling_run.SamplingRun(self.sigmas, "bench", is_read)
+            shared[modulation.SCHEDULE] = modulation.Schedule(tuple(self.sigmas), "bench", self.network)
         cache = None
         if self.is_cached:
             cache = residual_cache.RunCache(core_cache.CacheSettings(math.inf, warmup=0, max_skips=1))
@@ -202,7 +201,7 @@ class Comfy:
         model = self.patcher.clone()
         model.model_options["transformer_options"].update(self.options)
         if not self.is_tabulated:
-            model.remove_wrappers_with_key("outer_sample", sampling_run.SAMPLING_RUN)
+            model.remove_wrappers_with_key("outer_sample", modulation.SCHEDULE)
         if self.is_cached:
             model = residual_cache.cached_model(model, math.inf, 4, 1, 0, print)
         guider = comfy.samplers.CFGGuider(model)
@@ -246,7 +245,7 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
     model = diffusion_model.OvisImageModel(model_config, device=device)
     model.load_model_weights(state, assign=True)
     ours = patchers.patch_model(model)
-    sampling_run.follow_runs(ours)
+    modulation.follow_runs(ours)
     diffusion_model.make_room(ours)
     return ours
 
@@ -265,26 +264,25 @@ def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-def in_one_part(_: Comfy | None) -> contextlib.AbstractContextManager:
-    """Single blocks take all their tokens at once."""
+def in_parts(_: Comfy) -> contextlib.AbstractContextManager:
+    """Single blocks take their tokens in parts, as on a card that is short of memory."""
 
-    def num_parts(batch: int, length: int) -> int:
-        return 1
+    def num_parts(network, x: Tensor, context: Tensor, options: dict) -> int:
+        return lean_blocks.most_parts(
+            x.shape[0] * (context.shape[1] + latents.num_image_tokens(*x.shape[-2:]))
+        )
 
-    return mock.patch.object(layers, "num_parts", num_parts)
-
-
-@contextlib.contextmanager
-def joined_by_cat(_: Comfy | None) -> Iterator[None]:
-    """Single blocks make attention and MLP, of all their tokens at once, and join them behind."""
-    block = layers.SingleStreamBlock
-    with in_one_part(_), mock.patch.object(block, "_at_once", block._differentiably):
-        yield
+    return mock.patch.object(comfy_transformer.ComfyTransformer, "num_parts", num_parts)
 
 
-def no_joined_operations(_: Comfy) -> contextlib.AbstractContextManager:
-    """Norms, their modulation and the rotation as torch has them, one after the other."""
-    return mock.patch.object(kernels.Fused, "__call__", lambda self, *tensors: self.plain(*tensors))
+def textbook_blocks(_: Comfy) -> contextlib.AbstractContextManager:
+    """Blocks as the textbook has them: the table of modulation is not used."""
+    return mock.patch.object(lean_blocks, "is_inference", return_value=False)
+
+
+def comfyuis_kernels(_: Comfy) -> contextlib.AbstractContextManager:
+    """Norms, their modulation and the rotation one after the other, whatever the GPU."""
+    return mock.patch.object(kernels, "has_new_kernels", return_value=False)
 
 
 def scaled_behind(_: Comfy) -> contextlib.AbstractContextManager:

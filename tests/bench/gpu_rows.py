@@ -28,8 +28,8 @@ NAMES = {
     "U0-flash": "ours, eager, FlashAttention forced",
     "U0-cudnn": "ours, eager, cuDNN attention forced",
     "U0-table": "ours, eager, modulation on the device and computed every time",
-    "U0-parts": "ours, eager, single blocks in one part",
-    "U0-written": "ours, eager, single blocks in one part, halves joined by cat",
+    "U0-parts": "ours, eager, single blocks in parts",
+    "U0-textbook": "ours, eager, blocks as the textbook has them",
     "U0-joined": "ours, eager, norms, modulation and rotation not joined",
     "U0-rope": "ours, eager, rotary table made every time",
     "U0-split": "ours, eager, guidance in two passes",
@@ -46,7 +46,6 @@ PAIRS = (
     ("U1", "U2"),
     ("U5", "U1"),
     *(("U0", id) for id in NAMES if id.startswith("U0-")),
-    ("U0-parts", "U0-written"),
 )
 # Of a guided step, at least so many times as fast as the peer; and figures that are to be no more.
 TARGET_SIDE, TARGET_STEPS = "1024", 50

@@ -1,8 +1,9 @@
 """The same networks in three implementations: ours, diffusers' and ComfyUI's own."""
 
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
@@ -31,8 +32,6 @@ from diffusers import (  # noqa: E402
     OvisImageTransformer2DModel,
 )
 from gpu_models import (  # noqa: E402
-    in_one_part,
-    joined_by_cat,
     native_model,
     no_rotary_table,
     our_model,
@@ -96,37 +95,58 @@ def forwards(
     }
 
 
-def tabulated(config: TransformerConfig, batch: int, height: int, width: int) -> Forward:
-    """A forward as the pack's sampling runs take it, modulation from a table; bfloat16 without data."""
+def tabulated(
+    config: TransformerConfig, batch: int, height: int, width: int, has_room: bool = False
+) -> Forward:
+    """A forward as the pack's sampling runs take it, modulation from a table; bfloat16 without data.
+
+    has_room: for single blocks that take all tokens at once; else they work in parts.
+    """
     factory = {"device": "meta", "dtype": torch.bfloat16}
-    network = pack.comfy_transformer.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
+    transformer = pack.comfy_transformer
+    network = transformer.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
     x = torch.randn(batch, 16, height, width, **factory)
     context = torch.randn(batch, 256, config.context_dim, **factory)
-    sigma = torch.full((batch,), 0.75, device="meta")
+    sigma = torch.full((batch,), 0.75)  # which is read, as on a GPU
+    schedule = pack.modulation.Schedule((0.75,), "the same weights", network)
+    options = {pack.modulation.SCHEDULE: schedule, transformer.ROOM: math.inf if has_room else 0}
+    network.modulation = OnMeta(network)
+    return lambda: network(x, sigma, context, transformer_options=options)
 
-    def forward() -> torch.Tensor:
-        run = pack.sampling_run.SamplingRun([0.75], "the same weights", is_read=False)
-        return network(x, sigma, context, transformer_options={pack.sampling_run.SAMPLING_RUN: run})
 
-    return forward
+class OnMeta(pack.modulation.ModulationTable):
+    """A table of tensors without data, for sigmas that have a value."""
+
+    def _add(self, sigmas: Sequence[float], dtype: torch.dtype, device: torch.device) -> None:
+        super()._add(sigmas, dtype, torch.device("meta"))
 
 
 def no_table(_: None) -> AbstractContextManager:
     """The modulation layers run in every forward."""
-    return mock.patch.object(pack.modulation.ModulationTable, "_look_up", return_value=None)
+    return mock.patch.object(pack.modulation.ModulationTable, "rows", return_value=None)
+
+
+def whole_blocks(_: None) -> AbstractContextManager:
+    """Single blocks take all their tokens at once."""
+    return mock.patch.object(pack.comfy_transformer.ComfyTransformer, "num_parts", return_value=1)
+
+
+def textbook_blocks(_: None) -> AbstractContextManager:
+    """Blocks as the textbook has them, but for the table."""
+    return mock.patch.object(pack.lean_blocks, "is_inference", return_value=False)
 
 
 # What a step in ComfyUI is without one of the things that it spares.
 ABLATIONS = {
-    "single blocks in parts": in_one_part,
-    "parts, and halves written where they belong": joined_by_cat,
+    "single blocks in parts": whole_blocks,
+    "lean blocks": textbook_blocks,
     "the table of modulation": no_table,
     "a rotary table kept for a size": no_rotary_table,
 }
 
 
 def comfyui_run(name: str, steps: int, **guidance: float) -> None:
-    """Guided Euler steps by ComfyUI's sampler with a small network, "ours" or "ComfyUI"'s, as if on a GPU."""
+    """Guided Euler steps by ComfyUI's sampler with a small network, "ours" or "ComfyUI"'s."""
     model = _comfyui_model(name)
     conds = [[[torch.randn(1, 256, SMALL.context_dim), {}]] for _ in range(2)]
     if name == "ours" or guidance:
@@ -139,11 +159,7 @@ def comfyui_run(name: str, steps: int, **guidance: float) -> None:
     euler, sigmas = comfy.samplers.sampler_object("euler"), torch.linspace(1, 0, steps + 1)
     # A flag that is asked a step late is there: no number that the host waits for.
     late = lambda flag: bool(flag._flag.numpy())  # noqa: E731
-    with (
-        mock.patch.object(comfy.model_management, "is_device_cpu", return_value=False),
-        mock.patch.object(pack.checks.LateFlag, "__bool__", late),
-        torch.inference_mode(),
-    ):
+    with mock.patch.object(pack.checks.LateFlag, "__bool__", late), torch.inference_mode():
         guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)
 
 

@@ -36,12 +36,11 @@ from ovis_image_pack.nodes.adapters.network import (  # noqa: E402
     compilation,
     kernels,
     modulation,
-    sampling_run,
 )
 from ovis_image_pack.nodes.adapters.network import transformer as comfy_transformer  # noqa: E402
 from ovis_image_pack.nodes.adapters.sampling import checks, guidance, residual_cache  # noqa: E402
 from ovis_image_pack.nodes.adapters.weights import low_precision, patchers  # noqa: E402
-from ovis_image_pack.ovis_core import latents, layers, sampling, transformer  # noqa: E402
+from ovis_image_pack.ovis_core import latents, layers, lean_blocks, sampling, transformer  # noqa: E402
 from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
 from ovis_image_pack.ovis_core.files import layouts  # noqa: E402
 
@@ -56,12 +55,12 @@ __all__ = [
     "guidance",
     "latents",
     "layers",
+    "lean_blocks",
     "layouts",
     "low_precision",
     "modulation",
     "patchers",
     "residual_cache",
     "sampling",
-    "sampling_run",
     "transformer",
 ]

@@ -1,10 +1,6 @@
-"""Which attention kernel is used: the choice with kernels and a clock of the test's own, and on the MODEL."""
+"""Which attention kernel computes: the rule, the user's choices before it, and the kernels themselves."""
 
-import contextlib
-import logging
 import sys
-import threading
-import time
 import types
 
 import pytest
@@ -13,6 +9,8 @@ import torch
 from torch.nn import functional
 
 SHAPE = (2, 3, 40, 16)  # B, H, L, D/H
+BLOCKS = 4  # of the small model
+FORWARDS = 3  # both branches of guidance in one
 
 
 @pytest.fixture
@@ -24,6 +22,19 @@ def attention(pack, comfyui, monkeypatch):
     return pack("nodes.adapters.network.attention")
 
 
+@pytest.fixture
+def new_gpu(attention, monkeypatch):
+    """As on a GPU that the rule gives cuDNN's kernel; the names of torch's kernels that ran."""
+    monkeypatch.setattr(attention, "has_new_kernels", lambda device: True)
+    attention.attention_override.cache_clear()
+    ran, compute = [], attention.torch_attention
+    monkeypatch.setattr(
+        attention, "torch_attention", lambda name, *qkv: ran.append(name) or compute(name, *qkv)
+    )
+    yield ran
+    attention.attention_override.cache_clear()
+
+
 def tensors(shape=SHAPE, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator) for _ in range(3)]
@@ -33,202 +44,33 @@ def plain(q, k, v, mask=None):
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-class Bench:
-    """Kernels that take the seconds that they are given, on a clock that only they move."""
-
-    def __init__(self, attention, own=1e-3, **costs):
-        self.attention, self.own, self.costs = attention, own, costs
-        self.now = 0.0
-        self.ran = []  # names in order
-        self.measured = 0
-        self.override = attention.AttentionOverride(
-            lambda own, q, k, v: attention.fastest(own, q, k, v, self.candidates, self.seconds_of)
-        )
-
-    def run(self, name, cost, q, k, v):
-        self.ran.append(name)
-        self.now += cost
-        return plain(q, k, v)
-
-    def comfyui(self, q, k, v, heads, mask=None, **_):
-        assert heads == q.shape[1]
-        self.ran.append("comfyui")
-        self.now += self.own
-        return plain(q, k, v, mask)
-
-    def candidates(self, q, k, v):
-        return {name: self.kernel(name, cost) for name, cost in self.costs.items()}
-
-    def kernel(self, name, cost):
-        if callable(cost):
-            return cost
-        return lambda q, k, v: self.run(name, cost, q, k, v)
-
-    def seconds_of(self, calls, device):
-        self.measured += 1
-        seconds = []
-        for call in calls:
-            before = self.now
-            call()
-            seconds.append(self.now - before)
-        return seconds
-
-    def __call__(self, q, k, v, **kwargs):
-        """One call as ComfyUI makes it -> the names of what ran, after checking the result."""
-        self.ran.clear()
-        asked = {"skip_reshape": True, "mask": None, "transformer_options": {}, "_inside_attn_wrapper": True}
-        with torch.inference_mode():
-            out = self.override(self.comfyui, q, k, v, q.shape[1], **asked | kwargs)
-            assert torch.allclose(out, plain(q, k, v, kwargs.get("mask")), atol=1e-6)
-        return self.ran[:]
-
-
-def test_the_fastest_is_measured_once_and_used(attention, caplog):
-    bench = Bench(attention, own=2e-3, cudnn=1e-3, flash=3e-3)
-    with caplog.at_level(logging.INFO):
-        ran = bench(*tensors())
-    assert set(ran) == {"comfyui", "cudnn", "flash"}
-    assert ran[-1] == "cudnn"
-    assert bench(*tensors(seed=1)) == ["cudnn"]
-    (line,) = [record.message for record in caplog.records]
-    assert "cudnn is chosen (comfyui 2.000 ms, cudnn 1.000 ms, flash 3.000 ms)" in line
-    assert "cpu, torch.float32, 6 heads, up to 256 tokens, head size 16" in line
+def distance(one, other):
+    return ((one - other).norm() / other.norm()).item()
 
 
 @pytest.mark.parametrize(
-    ("own", "costs", "chosen"),
+    ("kind", "capability", "hip", "is_new"),
     [
-        (1e-3, {"cudnn": 0.97e-3}, "comfyui"),  # not worth another rounding
-        (1e-3, {"cudnn": 1.1e-3, "flash": 1.0e-3}, "comfyui"),
-        (1e-3, {"cudnn": 0.8e-3, "flash": 0.79e-3}, "cudnn"),
-        (1e-3, {"cudnn": 0.8e-3, "flash": 0.5e-3, "efficient": 0.9e-3}, "flash"),
+        ("cuda", (9, 0), None, True),
+        ("cuda", (12, 0), None, True),
+        ("cuda", (8, 9), None, False),
+        ("cuda", (9, 4), "6.4", False),  # AMD counts otherwise
+        ("cpu", None, None, False),
+        ("mps", None, None, False),
     ],
 )
-def test_a_kernel_must_be_worth_it(attention, own, costs, chosen):
-    bench = Bench(attention, own, **costs)
-    bench(*tensors())
-    assert bench(*tensors()) == [chosen]
+def test_the_rule_is_the_compute_capability(pack, monkeypatch, kind, capability, hip, is_new):
+    kernels = pack("nodes.adapters.network.kernels")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert kernels.has_new_kernels.__wrapped__(torch.device(kind)) == is_new
 
 
-def test_slow_runs_do_not_decide(attention):
-    bench = Bench(attention, own=1e-3, cudnn=0.5e-3)
-    run, delays = bench.run, [0.1, 2e-3, 0.0, 1.0]  # of the warm-up, the first and the third measured run
-
-    def delayed(name, cost, *qkv):
-        return run(name, cost + (delays.pop(0) if delays else 0.0), *qkv)
-
-    bench.run = delayed
-    bench(*tensors())
-    assert delays == []
-    assert bench(*tensors()) == ["cudnn"]
-
-
-@pytest.mark.parametrize(("cost", "rounds"), [(1.0, 1), (1e-3, 6), (1e-9, 9)])
-def test_a_measurement_keeps_to_its_budget(attention, cost, rounds):
-    bench = Bench(attention, own=cost, flash=2 * cost)
-    ran = bench(*tensors())
-    assert ran.count("flash") == 1 + rounds  # the first to warm up
-    assert ran.count("comfyui") == 1 + rounds + 1  # the last is the answer
-
-
-def test_shapes_are_measured_apart_and_near_lengths_together(attention):
-    bench = Bench(attention, cudnn=0.5e-3)
-    for shape in [(2, 3, 40, 16), (1, 6, 250, 16)]:  # the same number of heads, and up to 256 tokens
-        assert bench(*tensors(shape))[-1] == "cudnn"
-    once = bench.measured
-    for shape in [(1, 3, 40, 16), (2, 3, 257, 16), (2, 3, 40, 32)]:
-        before = bench.measured
-        assert len(bench(*tensors(shape))) > 1
-        assert bench.measured - before == once
-    assert len(bench([*map(torch.Tensor.half, tensors())][0].float(), *tensors()[1:])) == 1
-    assert len(bench(*map(torch.Tensor.double, tensors()))) > 1
-
-
-def test_what_is_kept_is_bounded(attention, pack, monkeypatch):
-    monkeypatch.setattr(pack("nodes.adapters.network.measuring"), "MAX_CHOICES", 2)
-    bench = Bench(attention, cudnn=0.5e-3)
-    for heads in (1, 2, 3):
-        bench(*tensors((1, heads, 8, 16)))
-    assert bench(*tensors((1, 2, 8, 16))) == bench(*tensors((1, 3, 8, 16))) == ["cudnn"]
-    assert len(bench(*tensors((1, 1, 8, 16)))) > 1
-
-
-def refuse(error):
-    def kernel(q, k, v):
-        raise error
-
-    return kernel
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        refuse(RuntimeError("No available kernel")),
-        refuse(torch.cuda.OutOfMemoryError("too large")),
-        refuse(AssertionError("head size")),
-        lambda q, k, v: plain(q, k, v) * 1.05,
-        lambda q, k, v: plain(q, k, v) * float("nan"),
-    ],
-    ids=["refuses", "too_large", "asserts", "wrong", "nan"],
-)
-def test_a_broken_candidate_is_out(attention, broken, caplog):
-    bench = Bench(attention, own=2e-3, cudnn=broken, flash=1e-3)
-    with caplog.at_level(logging.INFO):
-        assert bench(*tensors())[-1] == "flash"
-    assert "cudnn fails" in caplog.text
-    alone = Bench(attention, cudnn=broken)
-    assert alone(*tensors())[-1] == "comfyui"
-    assert alone.measured == 0
-    assert alone(*tensors()) == ["comfyui"]
-
-
-def test_a_kernel_that_fails_later_is_given_up(attention, caplog):
-    bench = Bench(attention, cudnn=0.5e-3)
-    bench(*tensors())
-    run, bench.run = bench.run, lambda name, cost, q, k, v: refuse(RuntimeError("no plan"))(q, k, v)
-    assert bench(*tensors()) == ["comfyui"]
-    assert "no plan" in caplog.text
-    bench.run = run
-    assert bench(*tensors()) == ["comfyui"]
-
-
-def test_too_little_memory_is_for_comfyui_to_see(attention):
-    bench = Bench(attention, cudnn=0.5e-3)
-    bench(*tensors())
-    run, bench.run = bench.run, lambda *_: refuse(torch.cuda.OutOfMemoryError())(*_[2:])
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        bench(*tensors())
-    bench.run = run
-    assert bench(*tensors()) == ["cudnn"]
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"mask": torch.randn(40, 40, generator=torch.Generator().manual_seed(5))},
-        {"skip_output_reshape": True},
-        {"scale": 0.5},
-    ],
-    ids=["mask", "skip_output_reshape", "scale"],
-)
-def test_what_kernels_do_not_do_is_comfyuis(attention, asked):
-    bench = Bench(attention, cudnn=0.5e-3)
-    assert bench(*tensors(), **asked) == ["comfyui"]
-    assert bench.measured == 0
-
-
-def test_other_lengths_of_k_and_v_are_comfyuis(attention):
-    bench = Bench(attention, cudnn=0.5e-3)
-    q, k, v = tensors()
-    assert bench(q, torch.cat((k, k), dim=2), torch.cat((v, v), dim=2)) == ["comfyui"]
-
-
-def test_where_gradients_are_wanted_it_is_comfyuis(attention):
-    bench = Bench(attention, cudnn=0.5e-3)
-    q, k, v = tensors()
-    bench.override(bench.comfyui, q.requires_grad_(), k, v, 3, skip_reshape=True).sum().backward()
-    assert q.grad is not None
-    assert bench.ran == ["comfyui"]
+def test_automatic_is_cudnn_on_new_gpus_and_comfyuis_elsewhere(attention, new_gpu, monkeypatch):
+    device = torch.device("cuda")
+    assert attention.automatic_kernel(device) == "cudnn"
+    monkeypatch.setattr(attention, "has_new_kernels", lambda device: False)
+    assert attention.automatic_kernel(device) == "comfyui"
 
 
 @pytest.mark.parametrize(
@@ -236,141 +78,98 @@ def test_where_gradients_are_wanted_it_is_comfyuis(attention):
     [
         ("sage_attention_enabled", True),
         ("flash_attention_enabled", True),
+        ("ck_attention_enabled", True),  # of newer versions
         ("pytorch_attention_enabled", False),  # by the command line, or on a device that it crashes on
     ],
 )
-def test_a_kernel_of_the_command_line_stays(attention, monkeypatch, question, answer):
+def test_a_kernel_of_the_command_line_goes_first(attention, new_gpu, monkeypatch, question, answer):
     import comfy.model_management
 
-    monkeypatch.setattr(comfy.model_management, question, lambda: answer)
-    bench = Bench(attention, cudnn=0.5e-3)
-    assert bench(*tensors()) == ["comfyui"]
+    monkeypatch.setattr(comfy.model_management, question, lambda: answer, raising=False)
+    assert attention.automatic_kernel(torch.device("cuda")) == "comfyui"
 
 
-def test_deterministic_runs_measure_nothing(attention):
-    bench = Bench(attention, cudnn=0.5e-3)
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert bench(*tensors()) == ["comfyui"]
-    finally:
-        torch.use_deterministic_algorithms(False)
+class Asked:
+    """Calls the override as ComfyUI does -> whether ComfyUI's own kernel computed; checks the result."""
+
+    def __init__(self, attention):
+        self.override = attention.attention_override("flash")
+
+    def comfyui(self, q, k, v, heads, mask=None, **_):
+        self.is_own = True
+        assert heads == q.shape[1]
+        return plain(q, k, v, mask)
+
+    def __call__(self, q, k, v, **kwargs):
+        self.is_own = False
+        asked = {"skip_reshape": True, "mask": None, "transformer_options": {}, "_inside_attn_wrapper": True}
+        out = self.override(self.comfyui, q, k, v, q.shape[1], **asked | kwargs)
+        torch.testing.assert_close(out, plain(q, k, v, kwargs.get("mask")))
+        return self.is_own
 
 
-def test_threads_measure_once(attention):
+@torch.inference_mode()
+def test_what_kernels_do_not_do_is_comfyuis(attention):
+    asked, (q, k, v) = Asked(attention), tensors()
+    assert not asked(q, k, v)
+    mask = torch.randn(40, 40, generator=torch.Generator().manual_seed(5))
+    for kwargs in ({"mask": mask}, {"skip_output_reshape": True}, {"scale": 0.5}):
+        assert asked(q, k, v, **kwargs), kwargs
+    assert asked(q, torch.cat((k, k), dim=2), torch.cat((v, v), dim=2))
+
+
+def test_where_gradients_are_wanted_it_is_comfyuis(attention):
     q, k, v = tensors()
-    together, asked, used = threading.Barrier(4), [], []
-
-    def choose(own, *qkv):
-        asked.append(own)
-        time.sleep(0.1)  # for the other threads to come
-        return lambda *qkv: used.append(qkv)
-
-    override = attention.AttentionOverride(choose)
-
-    def work():
-        together.wait()
-        with torch.inference_mode():
-            override(plain, q, k, v, 3, skip_reshape=True)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(asked), len(used)) == (1, 4)
-
-
-def test_no_candidates_on_a_cpu(attention):
-    with torch.inference_mode():
-        assert attention.torch_kernels(*tensors()) == {}
-        bench = Bench(attention)
-        assert bench(*tensors()) == ["comfyui"]
-    assert bench.measured == 0
+    assert Asked(attention)(q.requires_grad_(), k, v)
 
 
 @pytest.mark.parametrize("name", ["cudnn", "flash", "efficient"])
-def test_torchs_kernels_are_plain_attention(attention, name):
+def test_torchs_kernels_are_plain_attention(attention, monkeypatch, name):
     """Whatever the device makes of the wish; afterwards torch's settings are as they were."""
+    from torch.nn.attention import SDPBackend
 
     def settings():
-        flags = [getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in ("flash", "cudnn", "math")]
+        kinds = ("flash", "cudnn", "mem_efficient", "math")
+        flags = {kind: getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in kinds}
         return flags, torch._C._get_sdp_priority_order()
 
-    before = settings()
+    before, seen, compute = settings(), [], functional.scaled_dot_product_attention
     q, k, v = tensors((2, 3, 300, 64))
-    out = attention.torch_attention(name, q, k, v)
-    assert out.shape == (2, 300, 192)
-    assert (out - plain(q, k, v)).norm() / out.norm() <= 1e-6
-    assert settings() == before
-
-
-def test_the_wished_kernel_goes_first_and_none_is_forbidden(attention):
-    from torch.nn.attention import SDPBackend
-
-    with attention._preferring("cudnn"):
-        assert torch._C._get_sdp_priority_order()[0] == int(SDPBackend.CUDNN_ATTENTION)
-        assert all(
-            getattr(torch.backends.cuda, f"{kind}_sdp_enabled")()
-            for kind in ("cudnn", "flash", "mem_efficient", "math")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            functional, "scaled_dot_product_attention", lambda *qkv: seen.append(settings()) or compute(*qkv)
         )
+        out = attention.torch_attention(name, q, k, v)
+    ((flags, order),) = seen
+    assert order[0] == int(getattr(SDPBackend, f"{name.upper()}_ATTENTION"))
+    assert all(flags.values())
+    assert settings() == before
+    assert out.shape == (2, 300, 192)
+    assert distance(out, plain(q, k, v)) <= 1e-6
 
 
-def test_a_gpu_is_asked_which_kernels_take_the_tensors(attention, monkeypatch):
-    """With torch's answers for a GPU without cuDNN attention."""
-    asked = []
-
-    def answer(name, is_usable):
-        def can_use(params):
-            first = getattr(SDPBackend, f"{name.upper()}_ATTENTION")
-            assert torch._C._get_sdp_priority_order()[0] == int(first)
-            asked.append((name, params))
-            return is_usable
-
-        monkeypatch.setattr(torch.backends.cuda, f"can_use_{name}_attention", can_use)
-
+@pytest.mark.parametrize("is_usable", [True, False])
+def test_a_gpu_is_asked_for_a_kernel_that_is_named(attention, monkeypatch, is_usable):
     from torch.nn.attention import SDPBackend
 
-    for name, is_usable in (("cudnn", False), ("flash", True), ("efficient", True)):
-        answer(name, is_usable)
+    def can_use(params):
+        assert torch._C._get_sdp_priority_order()[0] == int(SDPBackend.FLASH_ATTENTION)
+        asked.append(params)
+        return is_usable
+
+    asked = []
+    empty, gpu = torch.empty, types.SimpleNamespace(type="cuda")
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, device, dtype: [types.SimpleNamespace(device=device, dtype=dtype)] * 3
+    )
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", can_use)
     monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *params: params)
-    q, k, v = (types.SimpleNamespace(device=torch.device("cuda", 1)) for _ in range(3))
-    assert list(attention.torch_kernels(q, k, v)) == ["flash", "efficient"]
-    assert [name for name, _ in asked] == ["cudnn", "flash", "efficient"]
-    assert all(params == (q, k, v, None, 0.0, False, False) for _, params in asked)
-
-
-def test_a_gpus_clock_is_read_when_all_is_done(attention, monkeypatch):
-    """With events of the test's own, which know their time only after the GPU has caught up."""
-    clock = {"now": 0.0, "is_done": False, "device": None}
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            assert clock["device"] == torch.device("cuda", 1)
-            self.milliseconds = clock["now"]
-
-        def elapsed_time(self, end):
-            assert clock["is_done"]
-            return end.milliseconds - self.milliseconds
-
-    @contextlib.contextmanager
-    def device(which):
-        clock["device"] = which
-        yield
-        clock["device"] = None
-
-    def sleep(cycles):
-        assert clock["device"] == torch.device("cuda", 1)
-        assert clock["now"] == 0
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: clock.update(is_done=True))
-    calls = [lambda ms=ms: clock.update(now=clock["now"] + ms) for ms in (2.0, 0.5, 2.0)]
-    assert attention.cuda_seconds(calls, torch.device("cuda", 1)) == [0.002, 0.0005, 0.002]
+    missing = attention.missing_kernel("flash", gpu, torch.bfloat16, 128)
+    monkeypatch.setattr(torch, "empty", empty)
+    assert (missing is None) == is_usable
+    ((q, *_, mask, dropout, causal, gqa),) = asked
+    assert (q.device, q.dtype) == (gpu, torch.bfloat16)
+    assert (mask, dropout, causal, gqa) == (None, 0.0, False, False)
 
 
 @pytest.fixture
@@ -389,12 +188,6 @@ def sage(monkeypatch):
 SMOOTH = {"tensor_layout": "HND", "is_causal": False, "sm_scale": None, "smooth_k": True}
 
 
-def test_sage_smooths_k(attention, sage):
-    q, k, v = tensors()
-    assert torch.equal(attention.sage_attention(q, k, v), plain(q, k, v))
-    assert sage == [SMOOTH]
-
-
 def sample(comfyui, model):
     generator = torch.Generator().manual_seed(0)
     positive, negative = (torch.randn(1, 256, 32, generator=generator) for _ in range(2))
@@ -405,17 +198,9 @@ def sample(comfyui, model):
     return out["samples"]
 
 
-BLOCKS = 4  # of the small model
-FORWARDS = 3  # both branches of guidance in one
-
-
-def distance(one, other):
-    return ((one - other).norm() / other.norm()).item()
-
-
 @pytest.fixture
 def choose(pack):
-    return pack("nodes.adapters.network.attention_choice").model_with_attention
+    return pack("nodes.adapters.network.transformer").model_with_attention
 
 
 @pytest.fixture
@@ -423,62 +208,34 @@ def plain_latent(comfyui, model, choose):
     return sample(comfyui, choose(model, "comfyui"))
 
 
-@pytest.fixture
-def cudnn(attention, monkeypatch):
-    """The MODEL's measured attention finds a fast kernel, whose calls are listed."""
-    bench = Bench(attention, own=1.0, cudnn=0.5)
-    # ComfyUI's own kernel moves no clock: the candidates' costs are below nothing.
-    bench.seconds_of = lambda calls, device: [call() is None or 1.0 - 0.5 * i for i, call in enumerate(calls)]
-    make = attention.attention_override
-    monkeypatch.setattr(
-        attention, "attention_override", lambda name: bench.override if name == "measured" else make(name)
-    )
-    return bench
+@pytest.mark.parametrize("name", ["automatic", "measured"])
+def test_a_model_without_a_choice_follows_the_rule(comfyui, model, choose, new_gpu, plain_latent, name):
+    assert new_gpu == []
+    for patcher in (model, choose(model, name)):
+        new_gpu.clear()
+        assert distance(sample(comfyui, patcher), plain_latent) <= 1e-5
+        assert new_gpu == ["cudnn"] * FORWARDS * BLOCKS
 
 
-def test_the_loaders_model_measures(comfyui, model, cudnn, plain_latent):
-    assert distance(sample(comfyui, model), plain_latent) <= 1e-5
-    assert len(cudnn.ran) == FORWARDS * BLOCKS + 2  # the warm-up and a measured call
-    cudnn.ran.clear()
-    sample(comfyui, model)
-    assert cudnn.ran == ["cudnn"] * FORWARDS * BLOCKS
-
-
-def test_on_a_cpu_the_model_is_as_before(comfyui, model, attention, plain_latent):
+def test_on_a_cpu_the_model_is_as_comfyui_has_it(comfyui, model, attention, plain_latent):
     assert torch.equal(sample(comfyui, model), plain_latent)
 
 
-def test_another_nodes_override_goes_first(comfyui, model, choose, cudnn, sage, plain_latent):
+def test_another_nodes_override_goes_first(comfyui, model, choose, new_gpu, plain_latent):
     def theirs(function, *args, **kwargs):
         seen.append(kwargs["transformer_options"]["optimized_attention_override"] is theirs)
         return function(*args, **kwargs)
 
     seen = []
-    for kernel in ("measured", "comfyui"):
+    for kernel in ("automatic", "comfyui"):
         clone = choose(model, kernel)
         clone.model_options["transformer_options"]["optimized_attention_override"] = theirs
         assert torch.equal(sample(comfyui, clone), plain_latent)
     assert seen == [True] * 2 * FORWARDS * BLOCKS
-    assert cudnn.ran == []
+    assert new_gpu == []
 
 
-def test_ours_watches_nothing(pack, comfyui, model, cudnn):
-    watched = pack("nodes.adapters.network.transformer").PatchedAttention
-    assert not watched(model.model_options["transformer_options"]).is_watched
-    seen = []
-
-    def look(args, extra):
-        seen.append(watched(args["transformer_options"]).is_watched)
-        return extra["original_block"](args)
-
-    clone = model.clone()
-    clone.set_model_patch_replace(look, "dit", "single_block", 1)
-    sample(comfyui, clone)
-    assert seen == [False] * FORWARDS
-    assert cudnn.ran
-
-
-def test_attention_patches_stay(comfyui, model, cudnn, choose):
+def test_attention_patches_stay(comfyui, model, new_gpu, choose):
     def patch(q, k, v, pe, attn_mask, extra_options):
         return {"q": q * 1.5}
 
@@ -487,60 +244,46 @@ def test_attention_patches_stay(comfyui, model, cudnn, choose):
         mask[:, :128] = float("-inf")
         return {"attn_mask": mask}
 
-    for before, runs in ((patch, FORWARDS * BLOCKS + 2), (masked, 0)):
+    for before, runs in ((patch, FORWARDS * BLOCKS), (masked, 0)):
         latents = []
-        for kernel in ("measured", "comfyui"):
+        for kernel in ("automatic", "comfyui"):
             clone = choose(model, kernel)
             clone.set_model_patch(before, "attn1_patch")
             latents.append(sample(comfyui, clone))
         assert distance(*latents) <= 1e-5
-        assert len(cudnn.ran) == runs
-        cudnn.ran.clear()
+        assert len(new_gpu) == runs
+        new_gpu.clear()
 
 
-def test_with_the_cache(pack, comfyui, model, cudnn):
-    told = []
-    cached = pack("nodes.adapters.sampling.residual_cache").cached_model(model, 1e6, 1, 1, 0, told.append)
-    sample(comfyui, cached)
-    assert told == ["4 of 6 forwards computed"]
-    assert len(cudnn.ran) == 2 * BLOCKS + 1 + 2  # a skipped forward runs its first block
-
-
-def test_compiled_blocks_measure_as_they_run(pack, comfyui, model, cudnn, plain_latent):
+def test_compiled_blocks_have_the_kernel_too(pack, comfyui, model, new_gpu, plain_latent):
     torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, inputs, **_):
-        graphs.append(graph)
-        return graph
-
-    compiled = pack("nodes.adapters.network.compilation").compiled_model(model, backend)
+    compiled = pack("nodes.adapters.network.compilation").compiled_model(model, "eager")
     assert distance(sample(comfyui, compiled), plain_latent) <= 1e-5
-    assert len(cudnn.ran) == FORWARDS * BLOCKS + 2
-    assert len(graphs) == 2
+    assert new_gpu == ["cudnn"] * FORWARDS * BLOCKS
     torch._dynamo.reset()
 
 
-def test_attention_that_is_compiled_with_its_model_is_comfyuis(pack, cudnn, monkeypatch):
-    """As by TorchCompileModel: no measurement and no break in the graph."""
+def test_attention_that_is_compiled_with_its_model_is_comfyuis(attention, new_gpu, monkeypatch):
+    """As by TorchCompileModel: no break in the graph."""
     import comfy.ldm.modules.attention
 
     kernel = comfy.ldm.modules.attention.attention_pytorch  # a GPU's, which can be compiled
     monkeypatch.setattr("comfy.ldm.flux.math.optimized_attention", kernel)
     torch._dynamo.reset()
-    patched = pack("nodes.adapters.network.transformer").PatchedAttention({})
+    patched = attention.PatchedAttention({}, None, None, None)
     q, k, v = tensors()
     compiled = torch.compile(lambda q, k, v: patched(q, k, v, None), backend="eager", fullgraph=True)
     with torch.inference_mode():
         assert distance(compiled(q, k, v), plain(q, k, v)) <= 1e-5
-        assert cudnn.ran == []
+        assert new_gpu == []
         patched(q, k, v, None)
-    assert cudnn.ran
+    assert new_gpu
     torch._dynamo.reset()
 
 
 def test_sage_on_request(pack, comfyui, model, choose, sage, monkeypatch, plain_latent):
-    monkeypatch.setattr(pack("nodes.adapters.network.attention_choice"), "missing_kernel", lambda *_: None)
+    transformer = pack("nodes.adapters.network.transformer")
+    monkeypatch.setattr(transformer, "missing_kernel", lambda *_: None)
     smooth = choose(model, "sage")
     assert distance(sample(comfyui, smooth), plain_latent) <= 1e-5
     assert sage == [SMOOTH] * FORWARDS * BLOCKS
@@ -550,26 +293,22 @@ def test_sage_on_request(pack, comfyui, model, choose, sage, monkeypatch, plain_
 
 def test_without_sageattention_the_node_says_so(model, choose, monkeypatch):
     monkeypatch.setitem(sys.modules, "sageattention", None)
-    with pytest.raises(ValueError, match=r"^sage needs .* install sageattention, or choose measured$"):
+    with pytest.raises(ValueError, match=r"^sage needs .* install sageattention, or choose automatic$"):
         choose(model, "sage")
 
 
 @pytest.mark.parametrize("kernel", ["cudnn", "flash", "efficient", "sage"])
-def test_a_kernel_that_the_device_has_not(model, choose, sage, kernel):
-    with pytest.raises(ValueError, match=rf"{kernel} .*this model runs on cpu in float32; choose measured$"):
+def test_a_kernel_that_the_device_lacks(model, choose, sage, kernel):
+    with pytest.raises(ValueError, match=rf"{kernel} .*this model runs on cpu in float32; choose automatic$"):
         choose(model, kernel)
 
 
 def test_a_kernel_that_the_device_has(pack, model, choose, monkeypatch):
     asked = []
-
-    def has(name, q, k, v):
-        asked.append((name, q.shape, q.dtype, q.device))
-        return True
-
-    monkeypatch.setattr(pack("nodes.adapters.network.attention_choice"), "has_torch_attention", has)
+    transformer = pack("nodes.adapters.network.transformer")
+    monkeypatch.setattr(transformer, "missing_kernel", lambda *given: asked.append(given))
     clone = choose(model, "flash")
-    assert asked == [("flash", (1, 1, 64, 128), torch.float32, model.load_device)]
+    assert asked == [("flash", model.load_device, torch.float32, 128)]
     assert clone.model_options["transformer_options"]["ovis_attention"] == "flash"
     assert "ovis_attention" not in model.model_options["transformer_options"]
 
@@ -579,4 +318,4 @@ def test_another_model_is_refused(comfyui, choose, tmp_path):
 
     path = tmp_path / "diffusion_models" / tiny_model.write("comfyui", tmp_path)["model_name"]
     with pytest.raises(ValueError, match="connect the Ovis-Image Loader, or use ComfyUI's --use-sage"):
-        choose(comfy.sd.load_diffusion_model(str(path)), "measured")
+        choose(comfy.sd.load_diffusion_model(str(path)), "automatic")

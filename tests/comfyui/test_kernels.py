@@ -1,4 +1,4 @@
-"""comfy_kitchen's joined operations: the same velocities, and used where they are worth it.
+"""comfy_kitchen's joined operations: the same velocities, where the rule has them.
 
 Its kernels for GPUs run on none of these machines; its torch backend has the same functions.
 """
@@ -10,32 +10,26 @@ BATCH, HEIGHT, WIDTH = 2, 8, 12  # in latent pixels: 280 tokens a picture with t
 
 
 @pytest.fixture
-def fused(pack):
+def kernels(pack):
     return pack("nodes.adapters.network.kernels")
 
 
 @pytest.fixture
-def joined(model, fused, monkeypatch):
-    """The small network with the kernels, and a list of the sizes (B, L) that each was called with."""
+def joined(model, kernels, monkeypatch):
+    """The small network as on a GPU with the kernels, and the sizes (B, L) that each was called with."""
+    import comfy.quant_ops
+
     calls = {"adaln": [], "rms_rope": []}
-    monkeypatch.setattr(fused, "has_kernel", lambda name: True)
-    for operation in (fused.ADALN, fused.RMS_ROPE):
-        monkeypatch.setattr(operation, "_measure", lambda tensors: True)
-        monkeypatch.setattr(operation, "_choices", type(operation._choices)(operation.name))
-        monkeypatch.setattr(operation, "kernel", counting(operation.kernel, calls[operation.name]))
-    network = model.model.diffusion_model
-    before = {module: vars(module).pop("kernel", None) for module in network.modules()}
-    fused.join_operations(network)
-    yield network, calls
-    for module, kernel in before.items():
-        vars(module).pop("kernel", None)
-        if kernel is not None:
-            module.kernel = kernel
+    monkeypatch.setattr(kernels, "has_new_kernels", lambda device: True)
+    monkeypatch.setattr(kernels, "has_joined", lambda name: True)
+    for name, sizes in calls.items():
+        monkeypatch.setattr(comfy.quant_ops.ck, name, counting(getattr(comfy.quant_ops.ck, name), sizes))
+    return model.model.diffusion_model, calls
 
 
-def counting(kernel, calls):
+def counting(kernel, sizes):
     def run(*tensors):
-        calls.append((tensors[0].shape[0], tensors[0].shape[-2]))
+        sizes.append((tensors[0].shape[0], tensors[0].shape[-2]))
         return kernel(*tensors)
 
     return run
@@ -49,7 +43,7 @@ def arguments(network, dtype=torch.float32):
 
 
 def without(network, *args, **kwargs):
-    """The velocity by the plain operations, which gradients need: the kernels stand aside there."""
+    """The velocity by the textbook's operations, which gradients need: the kernels stand aside there."""
     with torch.enable_grad():
         return network(*args, **kwargs).detach()
 
@@ -59,24 +53,23 @@ def run(network, *args, **kwargs):
         return network(*args, **kwargs)
 
 
-@pytest.mark.parametrize("part_tokens", [2048, 160])
-def test_velocities_are_the_same_with_the_kernels(joined, pack, monkeypatch, part_tokens):
-    monkeypatch.setattr(pack("ovis_core.layers"), "PART_TOKENS", part_tokens)
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_velocities_are_the_same_with_the_kernels(joined, monkeypatch, num_parts):
     network, calls = joined
+    monkeypatch.setattr(network, "num_parts", lambda *_: num_parts)
     args = arguments(network)
     expected = without(network, *args)
     assert not any(calls.values())
     torch.testing.assert_close(run(network, *args), expected, rtol=1e-5, atol=1e-5)
-    parts = [(BATCH, 280)] if part_tokens == 2048 else [(BATCH, 94), (BATCH, 94), (BATCH, 92)]
-    streams = [(BATCH, 24), (BATCH, 256)]  # image, text
+    parts = [(BATCH, 280)] if num_parts == 1 else [(BATCH, 94), (BATCH, 94), (BATCH, 92)]
     config = network.config
     singles = parts * config.depth_single_blocks
-    assert calls["rms_rope"] == streams * config.depth + singles
+    assert calls["rms_rope"] == [(BATCH, 24), (BATCH, 256)] * config.depth + singles  # image, text
     norms = [(BATCH, 24), (BATCH, 256), (BATCH, 24), (BATCH, 256)] * config.depth + singles
     assert calls["adaln"] == norms + [(BATCH, 24)]
 
 
-def test_bfloat16_is_no_further_from_float32(joined, model):
+def test_bfloat16_is_no_further_from_float32(joined):
     network, _ = joined
     exact = without(network, *arguments(network))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -112,34 +105,6 @@ def test_other_nodes_see_q_and_k_that_are_not_rotated(joined):
         torch.testing.assert_close(pair, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("is_watched", [False, True])
-def test_compiled_blocks_have_q_and_k_normed_and_rotated_at_once(joined, pack, is_watched):
-    """By one code, whether other nodes want to see q and k that are not rotated or not."""
-    network, calls = joined
-    graphs = []
-
-    def backend(graph, inputs, **_):
-        graphs.append(graph)
-        return graph
-
-    torch._dynamo.reset()
-    transformer = pack("nodes.adapters.network.transformer")
-    runner = pack("nodes.adapters.network.compilation").BlockRunner(network.config, backend)
-    watching = {"patches": {"attn1_patch": [lambda q, k, v, **_: {}]}}
-    args = arguments(network)
-    for options in (watching, {}) if is_watched else ({}, watching):
-        expected = without(network, *args, transformer_options=options)
-        calls["rms_rope"].clear()
-        with torch.inference_mode():  # as ComfyUI runs; else torch tells views from other tensors
-            given = network(*args, transformer_options={**options, transformer.BLOCK_RUNNER: runner})
-        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
-        config = network.config
-        joined_calls = 2 * config.depth + config.depth_single_blocks
-        assert len(calls["rms_rope"]) == (0 if options else joined_calls)
-    assert len(graphs) == 2
-    torch._dynamo.reset()
-
-
 def test_functions_on_the_norms_weights_take_part(joined):
     """A LoRA on a weight that lies in RAM comes as such a function."""
     network, calls = joined
@@ -171,119 +136,23 @@ def test_norms_that_another_node_hooks_run_as_they_are(joined):
     assert calls["rms_rope"]
 
 
-def test_no_kernel_without_a_backend_that_joins(fused, monkeypatch):
+def test_no_kernel_without_a_backend_that_joins(kernels, monkeypatch):
     import comfy.quant_ops
+
+    def has(name):
+        return kernels.has_joined.__wrapped__(name)
 
     backends = {
         "eager": {"available": True, "disabled": False, "capabilities": ["adaln"]},
         "cuda": {"available": True, "disabled": False, "capabilities": ["adaln"]},
     }
     monkeypatch.setattr(comfy.quant_ops.ck, "list_backends", lambda: backends)
-    assert fused.has_kernel("adaln")
-    assert not fused.has_kernel("rms_rope")
+    assert has("adaln")
+    assert not has("rms_rope")
     backends["cuda"]["disabled"] = True  # as ComfyUI does with torch for CUDA 12
-    assert not fused.has_kernel("adaln")
+    assert not has("adaln")
     backends["cuda"].update(disabled=False, available=False)
-    assert not fused.has_kernel("adaln")
+    assert not has("adaln")
     monkeypatch.undo()
     monkeypatch.delattr(comfy.quant_ops, "ck")
-    assert not fused.has_kernel("adaln")
-    layer = fused.AdaLayerNorm()
-    fused.join_operations(layer)
-    assert layer.kernel is None
-
-
-class OnGPU:
-    """Stands for a tensor there."""
-
-    device, dtype, shape = torch.device("cuda", 0), torch.bfloat16, (2, 64)
-
-    def __init__(self, numel=128, is_contiguous=True):
-        self.numel = lambda: numel
-        self.is_contiguous = lambda: is_contiguous
-
-
-class Bench:
-    """A kernel and plain operations on a clock that only they move."""
-
-    def __init__(self, fused, monkeypatch, kernel_seconds=1.0, plain_seconds=2.0, error=0.0):
-        self.now, self.ran, self.failure, self.error = 0.0, [], None, error
-        self.seconds = {"kernel": kernel_seconds, "plain": plain_seconds}
-        monkeypatch.setattr(fused, "cuda_seconds", self.seconds_of)
-        self.fused = fused.Fused("test", self.way("kernel"), self.way("plain"))
-
-    def way(self, name):
-        def compute(tensor):
-            if name == "kernel" and self.failure:
-                raise self.failure
-            self.ran.append(name)
-            self.now += self.seconds[name]
-            return (torch.ones(8) + (self.error if name == "kernel" else 0),)
-
-        return compute
-
-    def seconds_of(self, calls, device):
-        assert device == OnGPU.device
-        taken = []
-        for call in calls:
-            before = self.now
-            call()
-            taken.append(self.now - before)
-        return taken
-
-    def __call__(self, tensor=None):
-        self.ran.clear()
-        self.fused(OnGPU() if tensor is None else tensor)
-        return [*self.ran]
-
-
-def test_the_faster_way_is_kept_for_a_size(fused, monkeypatch):
-    bench = Bench(fused, monkeypatch)
-    assert bench() == ["kernel", "plain", "kernel", "plain", "kernel"]
-    assert bench() == ["kernel"]
-    assert bench(OnGPU(255)) == ["kernel"]
-    for other in (OnGPU(256), OnGPU(is_contiguous=False)):
-        assert len(bench(other)) > 1  # measured anew
-
-    slow = Bench(fused, monkeypatch, kernel_seconds=1.95)
-    slow()
-    assert slow() == ["plain"]
-
-
-def test_a_kernel_that_computes_something_else_is_not_used(fused, monkeypatch):
-    wrong = Bench(fused, monkeypatch, error=0.1)
-    wrong()
-    assert wrong() == ["plain"]
-
-
-def test_nothing_is_measured_off_the_gpu_or_where_runs_must_be_the_same(fused, monkeypatch):
-    bench = Bench(fused, monkeypatch)
-    assert bench(torch.ones(8)) == ["plain"]
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert bench() == ["plain"]
-
-
-def test_a_kernel_that_fails_is_left_for_the_plain_operations(fused, monkeypatch):
-    early = Bench(fused, monkeypatch)
-    early.failure = TypeError("incompatible function arguments")
-    assert early() == ["plain"]
-    early.failure = None
-    assert early() == ["plain"]
-
-    late = Bench(fused, monkeypatch)
-    late()
-    late.failure = RuntimeError("launch failed")
-    assert late() == ["plain"]
-    late.failure = None
-    assert late() == ["plain"]
-
-
-def test_running_out_of_memory_is_left_to_comfyui(fused, monkeypatch):
-    full = Bench(fused, monkeypatch)
-    for ran in (5, 1):  # in the measurement, and later
-        full.failure = torch.OutOfMemoryError("no room")
-        with pytest.raises(torch.OutOfMemoryError):
-            full()
-        full.failure = None
-        assert len(full()) == ran
-    assert full() == ["kernel"]
+    assert not has("adaln")

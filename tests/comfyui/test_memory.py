@@ -65,15 +65,15 @@ def full_size(pack, model, monkeypatch, side, batch):
 
     config = pack("ovis_core.transformer").TransformerConfig()
     factory = {"dtype": torch.bfloat16, "device": "meta"}
-    network = pack("nodes.adapters.network.transformer").ComfyTransformer(
-        config, comfy.ops.disable_weight_init, **factory
-    )
+    transformer = pack("nodes.adapters.network.transformer")
+    network = transformer.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
     monkeypatch.setattr(model.model.diffusion_model, "config", config)
     monkeypatch.setattr(model.model, "get_dtype_inference", lambda: torch.bfloat16)
     x = torch.zeros(batch, 16, side // 8, side // 8, **factory)
     context = torch.zeros(batch, 256, config.context_dim, **factory)
     sigma = torch.ones(batch, device="meta")
-    return lambda options: network(x, sigma, context, transformer_options=options), [*x.shape]
+    no_room = {transformer.ROOM: 0}  # for more than is asked for
+    return lambda options: network(x, sigma, context, transformer_options=no_room | options), [*x.shape]
 
 
 @pytest.mark.parametrize("cfg", [4.0, 1.0])
@@ -125,6 +125,11 @@ def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
     kept = pack("nodes.adapters.sampling.memory").FACTOR
     assert set(run(lambda: 0.9 * asked[-1][1] / kept)) == {1}
     assert model.model.asking is None
+
+
+def test_a_model_of_another_kind_is_joined_as_comfyui_does(pack):
+    join = pack("nodes.adapters.sampling.memory")._join
+    assert join(lambda *args: args, object(), [], None, None, {})[1:] == ([], None, None, {})
 
 
 def test_without_a_fused_kernel_the_estimate_is_comfyuis(model, monkeypatch):

@@ -3,20 +3,21 @@
 import pytest
 import tiny_model
 import torch
+from tiny_lora import lora_file, random_pairs
 
 STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def sampling_run(pack):
-    return pack("nodes.adapters.network.sampling_run")
+def modulation(pack):
+    return pack("nodes.adapters.network.modulation")
 
 
 @pytest.fixture
-def plain(model, sampling_run):
+def plain(model, modulation):
     """The MODEL without a table."""
     clone = model.clone()
-    clone.remove_wrappers_with_key("outer_sample", sampling_run.SAMPLING_RUN)
+    clone.remove_wrappers_with_key("outer_sample", modulation.SCHEDULE)
     return clone
 
 
@@ -44,32 +45,23 @@ def sample(model, conds):
         guider.set_conds(*conds)
         guider.set_cfg(4.0)
         noise = torch.randn(batch, 16, side, side, generator=torch.Generator().manual_seed(0))
-        table = patcher.model.diffusion_model.modulation
-        batches, layer = [], table.plain[0]
-        table.plain[0] = lambda x: batches.append(len(x)) or layer(x)
+        layer, batches = patcher.model.diffusion_model.double_blocks[0].img_mod.lin, []
+        handle = layer.register_forward_hook(lambda layer, given, out: batches.append(len(out)))
         try:
             with torch.inference_mode():
                 samples = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=1)
         finally:
-            table.plain[0] = layer
+            handle.remove()
         return samples, batches
 
     sample.run = run
     return sample
 
 
-@pytest.fixture(params=["read", "looked up"])
-def way(request, sampling_run, monkeypatch):
-    """Sigmas read from the device, as on the CPU, or rows looked up on it, as on a GPU."""
-    is_read = request.param == "read"
-    monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: is_read)
-    monkeypatch.setattr(sampling_run, "_off_schedule", set())
-    return request.param
-
-
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc"])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_layers_run_once_for_a_schedule(sample, plain, way, sampler, batch):
+@pytest.mark.parametrize(
+    ("sampler", "batch"), [("euler", 1), ("euler", 3), ("heun", 1), ("dpmpp_2m", 3), ("uni_pc", 1)]
+)
+def test_layers_run_once_for_a_schedule(sample, plain, sampler, batch):
     samples, batches = sample(sampler=sampler, batch=batch)
     expected, _ = sample(plain, sampler, batch=batch)
     assert (samples - expected).norm() < 1e-5 * expected.norm()
@@ -78,27 +70,20 @@ def test_layers_run_once_for_a_schedule(sample, plain, way, sampler, batch):
 
 
 @pytest.mark.parametrize("sampler", ["dpm_2", "dpmpp_sde"])
-def test_samplers_that_leave_the_schedule(sample, plain, sampling_run, way, sampler):
+def test_sigmas_that_the_schedule_lacks_get_rows_of_their_own(
+    sample, plain, modulation, monkeypatch, sampler
+):
     samples, batches = sample(sampler=sampler)
     expected, _ = sample(plain, sampler)
     assert (samples - expected).norm() < 1e-5 * expected.norm()
     assert batches[0] == STEPS
     assert set(batches[1:]) == {1}
-    assert (way == "read") == (not sampling_run._off_schedule)
     again, _ = sample(sampler=sampler)
     assert torch.equal(again, samples)
-
-
-def test_all_other_stock_samplers_keep_to_the_schedule_or_are_found_out(sample, model, plain, monkeypatch):
-    import comfy.samplers
-
-    monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: False)
-    sigmas = torch.linspace(1, 0, 4)
-    # The adaptive one takes its steps by tolerances, and many.
-    for sampler in sorted({*comfy.samplers.SAMPLER_NAMES} - {"dpm_adaptive"}):
-        samples, _ = sample(model, sampler, sigmas)
-        expected, _ = sample(plain, sampler, sigmas)
-        assert (samples - expected).norm() < 1e-4 * expected.norm(), sampler
+    monkeypatch.setattr(modulation, "MAX_SIGMAS", STEPS + 1)  # the schedule with its 0, and one more
+    full, batches = sample(sampler=sampler)
+    assert (full - expected).norm() < 1e-5 * expected.norm()
+    assert 2 in batches  # the layers themselves, for both branches
 
 
 def test_the_next_run_has_the_table_already(sample, model):
@@ -136,26 +121,44 @@ def test_loras_on_modulation_are_in_the_table(sample, model, plain):
     assert torch.equal(model.model.state_dict()[layer], weight)
 
 
-def test_a_schedule_longer_than_the_table_runs_without(sample, plain, sampling_run, monkeypatch):
-    monkeypatch.setattr(sampling_run, "MAX_SIGMAS", STEPS - 1)
+def test_a_schedule_longer_than_the_table_runs_without(sample, plain, modulation, monkeypatch):
+    monkeypatch.setattr(modulation, "MAX_SIGMAS", STEPS - 1)
     samples, _ = sample()
-    assert len(plain.model.diffusion_model.modulation._table) == 0
+    assert not plain.model.diffusion_model.modulation._rows
     expected, _ = sample(plain)
     assert torch.equal(samples, expected)
 
 
-def test_with_gradients_the_layers_run_as_always(model, sampling_run, monkeypatch):
+def test_with_gradients_the_layers_run_as_always(model, modulation, monkeypatch):
     monkeypatch.setattr("comfy.model_management.in_training", True)
     network = model.model.diffusion_model
-    run = sampling_run.SamplingRun([1.0, 0.5], None, True)
     x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 256, 32)
-    options = {sampling_run.SAMPLING_RUN: run, "uuids": []}
+    options = {modulation.SCHEDULE: modulation.Schedule((0.5, 1.0), None, network), "uuids": []}
     weight = network.single_blocks[0].modulation.lin.weight.requires_grad_(True)
     try:
         network(x, torch.tensor([0.5]), context, transformer_options=options).sum().backward()
         assert weight.grad.abs().max() > 0
     finally:
         weight.requires_grad_(False).grad = None
+
+
+def test_a_replacement_that_changes_the_time_vector_is_heard(model, modulation):
+    network = model.model.diffusion_model
+    x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 256, 32)
+
+    def run(schedule, factor):
+        def replacement(args, extra):
+            return extra["original_block"](args | {"vec": args["vec"] * factor} if factor else args)
+
+        options = {"patches_replace": {"dit": {("single_block", 0): replacement}}}
+        options |= {modulation.SCHEDULE: schedule} if schedule else {}
+        with torch.no_grad():
+            return network(x, torch.tensor([0.5]), context, transformer_options=options)
+
+    schedule = modulation.Schedule((0.5, 1.0), None, network)
+    for factor in (None, 2.0):
+        torch.testing.assert_close(run(schedule, factor), run(None, factor), rtol=1e-5, atol=1e-5)
+    assert (run(schedule, 2.0) - run(schedule, None)).abs().max() > 1e-3
 
 
 def test_what_the_patcher_loads_and_counts(model):
@@ -230,8 +233,9 @@ def test_dynamic_vram_is_told_which_weights_come_next(pack, model, sample, monke
     blocks = [*network.double_blocks, *network.single_blocks]
     sample(patcher)
     expected = blocks[1:] if with_cache else blocks
-    assert [[entry.block for entry in queue] for queue in queues] == [expected] * STEPS
-    assert len(asked) == (len(expected) + 1) * (1 if with_cache else STEPS)
+    computed = 1 if with_cache else STEPS
+    assert [[entry.block for entry in queue] for queue in queues] == [expected] * computed
+    assert len(asked) == (len(expected) + 1) * computed
     modulation = {*network.modulation.layers.values()}
     for entry in queues[0]:
         assert {*entry.block.modules()} - {*entry.modules()} == modulation & {*entry.block.modules()}
@@ -266,3 +270,32 @@ def test_pictures_of_one_process_are_alike_when_memory_is_short(model, sample, m
     assert len({*loaded}) == 1
     assert loaded[0] <= share * model.model_size()
     assert loaded[0] > (share - 0.4) * model.model_size()
+
+
+@torch.inference_mode()
+def test_a_guider_of_two_models_keeps_their_weights_apart(pack, parts, tmp_path):
+    """ComfyUI's gives the second model the first one's options, and with them its run."""
+    import comfy.samplers
+    import comfy.sd
+    from comfy_extras.nodes_custom_sampler import Guider_DualModel
+
+    path = tmp_path / "diffusion_models" / tiny_model.write("comfyui", tmp_path)["model_name"]
+    load = pack("nodes.adapters.loading.diffusion_model").load_diffusion_model
+    first, second = load(path), load(path)
+    lora = lora_file(random_pairs(parts[0]), "diffusion_model.")[0]
+    changed = comfy.sd.load_lora_for_models(second, None, lora, 1.0, 0)[0]
+    conds = [[[torch.randn(1, 256, 32), {}]] for _ in range(2)]
+    noise = torch.randn(1, 16, 8, 8)
+
+    def run(negative_model):
+        guider = Guider_DualModel(first, negative_model)
+        guider.set_conds(*conds)
+        guider.set_cfg(4.0)
+        euler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), euler, torch.linspace(1, 0, STEPS + 1), seed=1)
+
+    before, after = run(second), run(changed)
+    second.model.diffusion_model.modulation.forget()
+    first.model.diffusion_model.modulation.forget()
+    assert (before - after).norm() > 0.01 * after.norm()
+    assert (run(changed) - after).norm() <= 1e-5 * after.norm()

@@ -11,7 +11,8 @@ BATCH = 2
 @pytest.fixture
 def in_parts(pack, monkeypatch):
     """From here on single blocks take 2 x 280 tokens in three parts."""
-    return lambda: monkeypatch.setattr(pack("ovis_core.layers"), "PART_TOKENS", 160)
+    transformer = pack("nodes.adapters.network.transformer").ComfyTransformer
+    return lambda: monkeypatch.setattr(transformer, "num_parts", lambda *_: 3)
 
 
 @pytest.fixture
@@ -38,19 +39,26 @@ def velocity(network):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, 16, 8, 12, generator=generator)
     context = torch.randn(BATCH, 256, network.config.context_dim, generator=generator)
-    with torch.no_grad():
-        return network(x, torch.tensor([0.9, 0.3]), context)
+    return network(x, torch.tensor([0.9, 0.3]), context).detach()
 
 
-@pytest.mark.parametrize("kept", ["default", "bf16", "fp8_scaled", "int8", "gguf"])
-def test_velocities_are_those_of_whole_blocks(load, in_parts, kept):
+FORMATS = ["default", "bf16", "fp16", "fp8_e4m3fn", "fp8_scaled", "int8", "gguf"]
+
+
+@pytest.mark.parametrize("kept", FORMATS)
+def test_velocities_are_the_textbooks_whole_and_in_parts(load, in_parts, kept):
+    """With gradients, blocks are the textbook's."""
     network = load(kept)
-    whole = velocity(network)
-    in_parts()
-    difference = (velocity(network) - whole).norm() / whole.norm()
-    assert difference <= 1e-5
+    with torch.enable_grad():
+        textbook = velocity(network)
+    for cut in (lambda: None, in_parts):
+        cut()
+        with torch.no_grad():
+            difference = (velocity(network) - textbook).norm() / textbook.norm()
+        assert difference <= 1e-5
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("kept", ["default", "gguf"])
 def test_weights_are_made_ready_once_a_block(load, in_parts, monkeypatch, kept):
     import comfy.ops
@@ -69,6 +77,7 @@ def test_weights_are_made_ready_once_a_block(load, in_parts, monkeypatch, kept):
     assert casts == [*range(len(layers))]
 
 
+@torch.no_grad()
 def test_a_lora_in_a_shared_buffer_is_added_once(load, in_parts, monkeypatch):
     """Dynamic VRAM patches a weight that does not fit in the buffer that the next call finds again."""
     import comfy.ops
@@ -93,6 +102,7 @@ def test_a_lora_in_a_shared_buffer_is_added_once(load, in_parts, monkeypatch):
     assert difference <= 1e-5
 
 
+@torch.no_grad()
 def test_what_other_nodes_put_on_the_layer_runs(load, in_parts):
     network = load("default")
     layer = network.single_blocks[0].linear1
@@ -172,3 +182,35 @@ def test_a_streamed_weight_survives_the_next_layers(casting, monkeypatch, cuda_m
     )
     with casting.cast(1, None) as (weight, _):
         assert weight is resident
+
+
+@pytest.mark.parametrize(("room", "expected"), [(None, 1), (25, 1), (20, 2), (16, 3), (14.5, 4), (1, 4)])
+def test_parts_are_as_few_as_fit_what_is_free(pack, load, room, expected):
+    """room: hidden sizes a token."""
+    network = load("default")
+    x, context = torch.zeros(2, 16, 128, 128), torch.zeros(2, 256, 32)
+    size = 2 * (64 * 64 + 256) * network.config.hidden_size * x.element_size()
+    options = {} if room is None else {pack("nodes.adapters.network.transformer").ROOM: room * size}
+    assert network.num_parts(x, context, options) == expected
+    assert network.num_parts(x[..., :8, :8], context, options) == 1  # too few tokens to cut
+
+
+def test_a_run_takes_the_parts_that_its_free_memory_asks_for(pack, model, monkeypatch):
+    import comfy.samplers
+
+    transformer = pack("nodes.adapters.network.transformer").ComfyTransformer
+    asked, num_parts = [], transformer.num_parts
+
+    def counting(self, x, context, options):
+        asked.append(options[pack("nodes.adapters.network.transformer").ROOM])
+        return num_parts(self, x, context, options)
+
+    monkeypatch.setattr(transformer, "num_parts", counting)
+    monkeypatch.setattr(type(model), "get_free_memory", lambda self, device: 1.1e6)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": [[torch.randn(1, 256, 32), {}]]})
+    noise = torch.randn(1, 16, 4, 4)
+    with torch.inference_mode():
+        euler = comfy.samplers.sampler_object("euler")
+        guider.sample(noise, torch.zeros_like(noise), euler, torch.linspace(1, 0, 3))
+    assert asked == pytest.approx([1e6] * 2)

@@ -166,15 +166,6 @@ def test_steps_are_told_with_their_times(sample):
     assert re.fullmatch(r"3 steps, \d+\.\d\d s each", last)
 
 
-def test_a_run_that_begins_anew_counts_from_there(pack, sample, monkeypatch):
-    """A sampler that leaves its schedule, where sigmas are not read."""
-    monkeypatch.setattr("comfy.model_management.is_device_cpu", lambda device: False)
-    monkeypatch.setattr(pack("nodes.adapters.network.sampling_run"), "_off_schedule", set())
-    sample(empty(), steps=4, sampler="dpm_2")
-    assert sample.told.count("step 1 of 4") == 2
-    assert re.fullmatch(r"4 steps, \d+\.\d\d s each", sample.told[-1])
-
-
 def test_interruption_stops_within_the_step_and_leaves_nothing_behind(model, sample):
     import comfy.model_management as management
 

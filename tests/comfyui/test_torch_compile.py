@@ -97,15 +97,16 @@ def test_models_of_many_sizes_in_one_process(pack, model, compiled, counter):
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         for mlp_size in (16, 24, 32, 48):
             config = dataclasses.replace(network.config, mlp_size=mlp_size)
-            block = pack("ovis_core.layers").SingleStreamBlock(
+            block = pack("ovis_core.blocks").SingleStreamBlock(
                 config.hidden_size, config.num_heads, mlp_size, torch.nn, dtype=dtype
             )
+            pe = network.pe_embedder(torch.zeros(8, 3), torch.device("cpu"))
             pack("nodes.adapters.network.compilation").BlockRunner(config, runner.backend)(
                 block,
                 torch.randn(2, 8, config.hidden_size, dtype=dtype),
                 torch.randn(2, config.hidden_size, dtype=dtype),
-                network.pe_embedder(torch.zeros(8, 3), torch.device("cpu")),
-                attention=pack("nodes.adapters.network.transformer").PatchedAttention({}),
+                pe,
+                pack("nodes.adapters.network.attention").PatchedAttention({}, None, None, pe),
             )
     assert counter.graphs == 12
 
@@ -221,27 +222,30 @@ def test_with_the_cache(pack, model, compiled, counter):
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_inductors_kernels_are_close(pack):
     """One small block, on sizes of which some are 1, by one code."""
-    compilation, layers = pack("nodes.adapters.network.compilation"), pack("ovis_core.layers")
+    compilation, blocks = pack("nodes.adapters.network.compilation"), pack("ovis_core.blocks")
     rope = pack("ovis_core.rope")
     config = pack("ovis_core.transformer").TransformerConfig(
         hidden_size=32, num_heads=2, mlp_size=64, axes_dim=(4, 6, 6)
     )
     torch.manual_seed(0)
-    block = layers.SingleStreamBlock(32, 2, 64, torch.nn)
+    block = blocks.SingleStreamBlock(32, 2, 64)
 
     class Plain:
-        is_watched = False
+        options = {}
+
+        def __init__(self, pe):
+            self.pe = pe
 
         def __call__(self, q, k, v, pe):
-            return layers.sdp_attention(q, k, v, pe)
+            return blocks.sdp_attention(q, k, v, pe)
 
     runner = compilation.BlockRunner(config, "inductor")
     with torch.inference_mode():
         for batch, length in ((2, 5), (3, 9), (1, 7), (2, 1)):
             x, vec = torch.randn(batch, length, 32), torch.randn(batch, 32)
             pe = rope.EmbedND(config.axes_dim, 1e4)(torch.zeros(length, 3), x.device)
-            expected = block(x, vec, pe, Plain())
-            assert distance(runner(block, x, vec, pe, attention=Plain()), expected) <= 1e-5
+            expected = block(x, vec, pe, Plain(pe))
+            assert distance(runner(block, x, vec, pe, Plain(pe)), expected) <= 1e-5
 
 
 @pytest.mark.parametrize(

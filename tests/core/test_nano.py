@@ -102,7 +102,7 @@ def test_a_recipe_may_compile_the_blocks(run, monkeypatch):
     plain = weights(run("plain"))
     assert not given
     compiled = weights(run("compiled", recipe=replace(RECIPE, compiled=True)))
-    assert [function.__name__ for function in given] == ["run_blocks"]
+    assert [function.__name__ for function in given] == ["call_block"]
     assert all(torch.equal(compiled[key], value) for key, value in plain.items())
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig, normalize
+from ovis_core.blocks import call_block
 from ovis_core.sampling import shift_mu
 from ovis_core.text_encoder import TextEncoder, TextEncoderConfig
-from ovis_core.training.flow import CheckpointedTransformer, draw_sigmas, thin_padding, velocity_loss
+from ovis_core.training.flow import checkpointed, draw_sigmas, thin_padding, velocity_loss
 from ovis_core.training.nano.autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
 from ovis_core.training.trainer import Batch, TrainConfig, Trainer
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig
@@ -34,9 +35,9 @@ TEXT_ENCODER = TextEncoderConfig(
 EMPTY = tuple(range(30))
 
 
-def networks(transformer_class=OvisImageTransformer, dtype=torch.float32):
+def networks(dtype=torch.float32):
     torch.manual_seed(0)
-    transformer, text_encoder = transformer_class(TRANSFORMER), TextEncoder(TEXT_ENCODER)
+    transformer, text_encoder = OvisImageTransformer(TRANSFORMER), TextEncoder(TEXT_ENCODER)
     for parameter in (*transformer.parameters(), *text_encoder.parameters()):
         torch.nn.init.normal_(parameter, std=0.2)
     return transformer.to(dtype), text_encoder.to(dtype)
@@ -50,15 +51,15 @@ def batch_of(step: int) -> Batch:
     return Batch(latents, prompts)
 
 
-def trainer(config=None, transformer_class=OvisImageTransformer):
+def trainer(config=None, run=call_block):
     config = config or TrainConfig(steps=8, warmup_steps=2, bf16=False)
-    return Trainer(*networks(transformer_class), batch_of, EMPTY, config)
+    return Trainer(*networks(), batch_of, EMPTY, config, run)
 
 
-@pytest.mark.parametrize("transformer_class", [OvisImageTransformer, CheckpointedTransformer])
-def test_gradients_equal_finite_differences(transformer_class):
+@pytest.mark.parametrize("run", [call_block, checkpointed])
+def test_gradients_equal_finite_differences(run):
     """Through the loss, the MMDiT and the text encoder in float64, along random directions."""
-    transformer, text_encoder = networks(transformer_class, torch.float64)
+    transformer, text_encoder = networks(torch.float64)
     batch = batch_of(0)
     latents, noise = batch.latents.double(), torch.randn_like(batch.latents, dtype=torch.float64)
     sigmas = torch.tensor([0.1, 0.4, 0.7, 0.95], dtype=torch.float64)
@@ -66,7 +67,7 @@ def test_gradients_equal_finite_differences(transformer_class):
 
     def loss():
         context = text_encoder(batch.prompts)
-        return velocity_loss(lambda x, sigma: transformer(x, sigma, context), latents, sigmas, noise)
+        return velocity_loss(lambda x, sigma: transformer(x, sigma, context, run=run), latents, sigmas, noise)
 
     gradients = torch.autograd.grad(loss(), parameters)
     assert all(gradient.abs().max() > 0 for gradient in gradients), "a parameter without an effect"
@@ -88,7 +89,7 @@ def test_gradients_equal_finite_differences(transformer_class):
 
 
 def test_checkpointed_blocks_give_the_same_gradients():
-    runs = [trainer(transformer_class=c) for c in (OvisImageTransformer, CheckpointedTransformer)]
+    runs = [trainer(run=run) for run in (call_block, checkpointed)]
     for _ in range(3):
         first, second = (run.train_step() for run in runs)
         assert first == second

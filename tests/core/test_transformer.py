@@ -4,7 +4,6 @@ import pytest
 import tiny_model
 import torch
 
-from ovis_core import layers
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents
 from ovis_core.transformer import MAX_TABLES, OvisImageTransformer, TransformerConfig
 
@@ -143,17 +142,3 @@ def test_rotary_tables_are_made_once_a_size_and_serve_gradients_too():
     for height in range(2, 24, 2):
         network(torch.randn(1, 16, height, 4), torch.ones(1), context)
     assert len(network._tables) == MAX_TABLES
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_reused_memory_changes_nothing(parts, monkeypatch, dtype):
-    """Without gradients the single blocks work in parts and write over what nobody needs again."""
-    monkeypatch.setattr(layers, "PART_TOKENS", 160)  # 2 x 280 in three parts, the last one smaller
-    network = copy.deepcopy(parts[0]).to(dtype)
-    arguments = [tensor.to(dtype) for tensor in inputs(2, 8, 12)]
-    with torch.no_grad():
-        without = network(*arguments)
-    network.requires_grad_(True)
-    with_gradients = network(*arguments)
-    assert with_gradients.requires_grad
-    assert torch.allclose(without, with_gradients, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)

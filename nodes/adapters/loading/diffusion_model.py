@@ -16,7 +16,7 @@ from torch import Tensor
 from ....ovis_core.files.checkpoint import TRANSFORMER, Checkpoint, open_checkpoint
 from ....ovis_core.lora.read import parameter_shapes
 from ....ovis_core.sampling import MAX_MU
-from ..network.sampling_run import follow_runs
+from ..network.modulation import follow_runs
 from ..network.transformer import NO_CONTROLNETS, ComfyTransformer
 from ..sampling.memory import Asking, bytes_to_ask_for, has_fused_attention, make_room
 from ..weights.gguf import GGUFOps, GGUFPatcher, quantized_weights

@@ -1,9 +1,9 @@
 """The blocks of a MODEL compiled by torch: one code for all double blocks and one for all single blocks.
 
-What is compiled is a core block whose layers, norms of q and k, and attention are opaque operators: at run
-time they call those of the very block that is running, as ComfyUI left them. So casting, offloading, dynamic
-VRAM, LoRAs, bypass mode and quantised layers stay ComfyUI's, weights are no part of the compiled code, and
-attention patches see what they see without compilation. What torch fuses is everything between: layer norms,
+What is compiled is the core's textbook block, whose layers and attention are opaque operators: at run time
+they call those of the very block that is running, as ComfyUI left them. So casting, offloading, dynamic VRAM,
+LoRAs, bypass mode and quantised layers stay ComfyUI's, weights are no part of the compiled code, and patches
+of attention see what they see without compilation. What torch fuses is everything between: layer norms,
 modulation, gates, activations, residual sums. (ComfyUI's `set_torch_compile_wrapper` traces ComfyUI's layers
 instead, so that its node needs a clone without dynamic VRAM.)
 
@@ -14,41 +14,36 @@ for a batch of 1).
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import lru_cache
 from operator import attrgetter
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch.fx.experimental import _config as shapes
 
-from ....ovis_core.layers import Attention, QKNorm
+from ....ovis_core.blocks import DoubleStreamBlock, SingleStreamBlock
 from ....ovis_core.transformer import TransformerConfig
-from .transformer import BLOCK_RUNNER, ComfyTransformer
+from .attention import PatchedAttention, is_watched
+from .transformer import BLOCK_RUNNER, network_of
 
 # Sizes that happen to be equal, such as 3072 tokens and 3072 channels, stay two sizes, and 1 is one like any.
 SIZES = {"use_duck_shape": False, "backed_size_oblivious": True}
 # Codes of a kind of block in a process: every size of model and every dtype has its own.
 LIMITS = {"recompile_limit": 64}
+MODULATION = ("mod.lin", "modulation.lin")  # ends of the names of layers that the table stands for
 
 
 class RunningBlock(NamedTuple):
     """What the opaque operators call: the block that runs now in this thread."""
 
-    layers: tuple[nn.Module, ...]
-    norms: tuple[QKNorm, ...]
-    attention: Attention
-    pe: Tensor
-
-    @property
-    def rotates(self) -> bool:
-        """Whether the norms do, and not the attention."""
-        return self.norms[0].rotates(self.attention)
+    layers: Sequence[Callable[[Tensor], Tensor]]
+    attention: PatchedAttention
 
 
 _running: ContextVar[RunningBlock] = ContextVar("ovis_image_running_block")
@@ -65,26 +60,13 @@ def _(x: Tensor, index: int, size: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], size))
 
 
-@torch.library.custom_op("ovis_image::qk_norm", mutates_args=())
-def _qk_norm(q: Tensor, k: Tensor, pe: Tensor, index: int) -> tuple[Tensor, Tensor]:
-    """(B, H, L, D/H) twice and their rotary table -> the same by the running block's norm of that index."""
-    running = _running.get()
-    q, k = running.norms[index](q, k, pe if running.rotates else None)
-    return q.contiguous(), k.contiguous()
-
-
-@_qk_norm.register_fake
-def _(q: Tensor, k: Tensor, pe: Tensor, index: int) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape)
-
-
 @torch.library.custom_op("ovis_image::attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(B, H, L, D/H) three times -> (B, L, D) by the running block's attention."""
-    running = _running.get()
-    if running.attention.is_watched:  # compiled code uses the memory of q, k and v again
+    attention = _running.get().attention
+    if is_watched(attention.options):  # compiled code uses the memory of q, k and v again
         q, k, v = q.clone(), k.clone(), v.clone()
-    return running.attention(q, k, v, None if running.rotates else running.pe).contiguous()
+    return attention(q, k, v, attention.pe).contiguous()
 
 
 @_attention.register_fake
@@ -93,25 +75,9 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q.new_empty((batch, length, heads * head_dim))
 
 
-class OpaqueAttention:
-    """The attention seam for a block to be compiled: who rotates q and k is seen when it runs."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: None) -> Tensor:
-        return torch.ops.ovis_image.attention(q, k, v)
-
-
-class OpaqueQKNorm(nn.Module):
-    """In the place of a block's `QKNorm`: asks the running block's."""
-
-    def __init__(self, index: int):
-        super().__init__()
-        self.index = index
-
-    def rotates(self, attention: OpaqueAttention) -> bool:
-        return True
-
-    def forward(self, q: Tensor, k: Tensor, pe: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.ovis_image.qk_norm(q, k, pe, self.index)
+def opaque_attention(q: Tensor, k: Tensor, v: Tensor, pe: None) -> Tensor:
+    """The attention seam of a block to be compiled: the rotary table is the running block's."""
+    return torch.ops.ovis_image.attention(q, k, v)
 
 
 class OpaqueLayer(nn.Module):
@@ -143,29 +109,26 @@ class CompiledBlock:
 
     def __init__(self, kind: type[nn.Module], config: TransformerConfig, backend: str):
         block = kind(config.hidden_size, config.num_heads, config.mlp_size, OpaqueOps)
-        norms = [name for name, module in block.named_modules() if isinstance(module, QKNorm)]
-        for index, name in enumerate(norms):
-            parent, _, last = name.rpartition(".")
-            setattr(block.get_submodule(parent), last, OpaqueQKNorm(index))
         layers = {name: layer for name, layer in block.named_modules() if isinstance(layer, OpaqueLayer)}
         for index, layer in enumerate(layers.values()):
             layer.index = index
-        self._layers_of, self._norms_of = _modules(*layers), _modules(*norms)
+        self._layers_of = attrgetter(*layers)
+        self._modulation = [layer.index for name, layer in layers.items() if name.endswith(MODULATION)]
         self._compiled = torch.compile(block, backend=backend, fullgraph=True, dynamic=True)
 
-    def __call__(self, block: nn.Module, *tensors: Tensor, attention: Attention):
-        running = RunningBlock(self._layers_of(block), self._norms_of(block), attention, tensors[-1])
-        token = _running.set(running)
+    def __call__(self, block: nn.Module, *inputs: Any, modulation: Tensor | None):
+        *tensors, _, attention = inputs
+        layers = [*self._layers_of(block)]
+        if modulation is not None:  # rows of the table, in the place of what the layers make
+            parts = modulation.chunk(len(self._modulation), dim=-1)
+            for index, part in zip(self._modulation, parts, strict=True):
+                layers[index] = lambda vec, part=part: part
+        token = _running.set(RunningBlock(layers, attention))
         try:
             with _known(shapes, SIZES), _known(dynamo, LIMITS):
-                return self._compiled(*tensors, OpaqueAttention())
+                return self._compiled(*tensors, None, opaque_attention)
         finally:
             _running.reset(token)
-
-
-def _modules(*names: str) -> Callable[[nn.Module], tuple[nn.Module, ...]]:
-    get = attrgetter(*names)
-    return get if len(names) > 1 else lambda block: (get(block),)
 
 
 def _known(config: ModuleType, settings: dict) -> AbstractContextManager:
@@ -180,14 +143,15 @@ def compiled_block(kind: type[nn.Module], config: TransformerConfig, backend: st
 
 
 class BlockRunner:
-    """Runs the blocks of a network compiled, in the place of `ComfyTransformer`'s plain call."""
+    """Runs the blocks of a network compiled, in the place of a plain call; they never work in parts."""
 
     def __init__(self, config: TransformerConfig, backend: str):
         self.config = config
         self.backend = backend
 
-    def __call__(self, block: nn.Module, *tensors: Tensor, attention: Attention):
-        return compiled_block(type(block), self.config, self.backend)(block, *tensors, attention=attention)
+    def __call__(self, block: nn.Module, *inputs: Any, modulation: Tensor | None = None, num_parts: int = 1):
+        kind = DoubleStreamBlock if isinstance(block, DoubleStreamBlock) else SingleStreamBlock
+        return compiled_block(kind, self.config, self.backend)(block, *inputs, modulation=modulation)
 
 
 def compiled_model(model, backend: str = "inductor"):
@@ -195,12 +159,7 @@ def compiled_model(model, backend: str = "inductor"):
 
     Raises ValueError when the model is not Ovis-Image, or when this computer cannot compile.
     """
-    network = model.get_model_object("diffusion_model")
-    if not isinstance(network, ComfyTransformer):
-        raise ValueError(
-            "this node compiles the blocks of our loader's MODEL, and this is another model; connect the "
-            "Ovis-Image Loader, or use ComfyUI's TorchCompileModel"
-        )
+    network = network_of(model, "this node compiles the blocks", "use ComfyUI's TorchCompileModel")
     if backend == "inductor" and (missing := missing_compiler(model.load_device.type)):
         raise ValueError(f"this computer cannot compile: {missing}, or remove this node")
     clone = model.clone()

@@ -1,100 +1,37 @@
-"""Operations that comfy_kitchen, ComfyUI's own package of kernels, does in one pass over the memory.
+"""Which GPUs get other kernels than ComfyUI chooses, and operations that comfy_kitchen has as one kernel.
 
-LayerNorm with its modulation, and the norm of q and k with their rotation. Its backends differ from computer
-to computer, so each kernel runs beside the plain operations when a size first comes on a GPU, and is used
-where it gives the same in less time.
+The rule is written down here, not measured: NVIDIA GPUs of compute capability 9 and above (Hopper, Blackwell)
+compute attention by cuDNN first, and a norm together with what follows it by ComfyUI's comfy_kitchen. All
+others, and all runs with gradients, compute as ComfyUI does.
 
 B batch, H heads, L tokens, D hidden.
 """
 
-import logging
-from collections.abc import Callable
-from functools import partial
+import functools
 
-import comfy.model_management
 import comfy.quant_ops
 import torch
-from comfy.ldm.flux.math import apply_rope
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from ....ovis_core.layers import NORM_EPS, AdaLayerNorm, QKNorm, ada_layer_norm
-from .casting import cast, is_hooked
-from .measuring import WORTH, Choices, cuda_seconds, is_close, median_seconds
+from ....ovis_core import layers, lean_blocks
+from ....ovis_core.layers import NORM_EPS, QKNorm
+from .casting import cast, hold, is_hooked
 
-log = logging.getLogger(__name__)
-
+LEAST_CAPABILITY = (9, 0)
+ADALN, RMS_ROPE = "adaln", "rms_rope"  # as comfy_kitchen calls them
 PLAIN = "eager"  # comfy_kitchen's backend of torch operations, which joins nothing
 
-Tensors = tuple[Tensor, ...]
+
+@functools.cache
+def has_new_kernels(device: torch.device) -> bool:
+    """Whether the rule gives a device other kernels than ComfyUI's choice."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
-class Fused:
-    """A kernel where it is worth it, and the plain operations elsewhere: (tensors) -> tensors."""
-
-    def __init__(self, name: str, kernel: Callable[..., Tensors], plain: Callable[..., Tensors]):
-        self.name, self.kernel, self.plain = name, kernel, plain
-        self._choices = Choices(name)
-
-    def __call__(self, *tensors: Tensor) -> Tensors:
-        first = tensors[0]
-        # Sizes within a factor of two share a measurement.
-        layout = first.shape[0], first.shape[-1], first.is_contiguous()
-        key = first.device, first.dtype, layout, first.numel().bit_length()
-        return self._choices.run(key, lambda: self._choose(tensors), self.plain, *tensors)
-
-    def _choose(self, tensors: Tensors) -> Callable[..., Tensors] | None:
-        return self.kernel if self._measure(tensors) else None
-
-    def _measure(self, tensors: Tensors) -> bool:
-        device = tensors[0].device
-        if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
-            return False
-        try:
-            pairs = zip(self.kernel(*tensors), self.plain(*tensors), strict=True)
-            agrees = all(is_close(given, expected) for given, expected in pairs)
-        except Exception as error:  # whatever a backend's compiler or bindings raise
-            if comfy.model_management.is_oom(error):
-                raise  # for ComfyUI, which makes room
-            log.info("%s on %s is not used: %s", self.name, device, error)
-            return False
-        calls = {"kernel": partial(self.kernel, *tensors), "plain": partial(self.plain, *tensors)}
-        seconds = median_seconds(calls, partial(cuda_seconds, device=device))
-        is_worth = agrees and seconds["kernel"] < WORTH * seconds["plain"]
-        notes = (f"{name} {1000 * taken:.3f} ms" for name, taken in seconds.items())
-        log.info("%s on %s: %s, %s", self.name, device, "used" if is_worth else "not used", ", ".join(notes))
-        return is_worth
-
-
-ADALN = Fused(
-    "adaln",
-    lambda x, shift, scale: (comfy.quant_ops.ck.adaln(x, scale, shift, NORM_EPS),),
-    lambda x, shift, scale: (ada_layer_norm(x, shift, scale),),
-)
-RMS_ROPE = Fused(
-    "rms_rope",
-    lambda q, k, pe, *scales: comfy.quant_ops.ck.rms_rope(q, k, pe, *scales, NORM_EPS),
-    lambda q, k, pe, *scales: apply_rope(*_rms_norms(q, k, *scales), pe),
-)
-
-
-def _rms_norms(q: Tensor, k: Tensor, *scales: Tensor) -> Tensors:
-    return tuple(
-        functional.rms_norm(x, x.shape[-1:], scale, NORM_EPS) for x, scale in zip((q, k), scales, strict=True)
-    )
-
-
-def join_operations(network: nn.Module) -> None:
-    """Gives a network's layers the kernels that this computer has."""
-    for module in network.modules():
-        if isinstance(module, AdaLayerNorm) and has_kernel(ADALN.name):
-            module.kernel = norm_and_modulate
-        elif isinstance(module, QKNorm) and has_kernel(RMS_ROPE.name):
-            module.kernel = norm_and_rotate
-
-
-def has_kernel(name: str) -> bool:
-    """Whether a backend of comfy_kitchen joins these operations; older ones and none at all are possible."""
+@functools.cache
+def has_joined(name: str) -> bool:
+    """Whether a backend of comfy_kitchen has this operation as one kernel; older ones may lack it."""
     kitchen = getattr(comfy.quant_ops, "ck", None)
     return hasattr(kitchen, name) and any(
         backend["available"] and not backend["disabled"] and name in backend["capabilities"]
@@ -103,17 +40,23 @@ def has_kernel(name: str) -> bool:
     )
 
 
-def norm_and_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, L, D), shift and scale (B, 1, D) -> (B, L, D)."""
-    return ADALN(x, shift, scale)[0]
+    if has_new_kernels(x.device) and has_joined(ADALN):
+        return comfy.quant_ops.ck.adaln(x, scale, shift, NORM_EPS)
+    return layers.modulated_norm(x, shift, scale)
 
 
-def norm_and_rotate(norm: QKNorm, q: Tensor, k: Tensor, pe: Tensor) -> Tensors:
-    """q and k (B, H, L, D/H), and the rotary table of their tokens -> the same shapes.
+def norm_and_rotate(norm: QKNorm, q: Tensor, k: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+    """q and k (B, H, L, D/H) -> the same normed, and rotated by pe where one kernel does both.
 
-    The norms' weights come as ComfyUI's layers get theirs: cast, patched, and brought over.
+    The norms' weights then come as ComfyUI's layers get theirs: cast, patched, and brought over.
     """
-    if is_hooked(norm.query_norm) or is_hooked(norm.key_norm):
-        return apply_rope(*norm(q, k, None), pe)
+    is_plain = pe is None or is_hooked(norm.query_norm) or is_hooked(norm.key_norm)
+    if is_plain or not (has_new_kernels(q.device) and has_joined(RMS_ROPE)):
+        return *norm(q, k), False
     with cast(norm.query_norm, q) as (query_scale, _), cast(norm.key_norm, k) as (key_scale, _):
-        return RMS_ROPE(q, k, pe, query_scale, key_scale)
+        return *comfy.quant_ops.ck.rms_rope(q, k, pe, query_scale, key_scale, NORM_EPS), True
+
+
+TOOLS = lean_blocks.Tools(modulated_norm, norm_and_rotate, hold)

@@ -5,97 +5,124 @@ are run once for a schedule, as one product a layer, and stay off the device whi
 not load them, and ComfyUI's layers bring each over when it is called. The table has 476,160 values a sigma,
 45 MiB for 50 steps in bfloat16, and is kept for the next run with the same schedule and the same LoRAs.
 
-On a GPU sigma is not read (`sampling_run`): a row is looked up on the device. Where it is, rows are added as
-they come.
-
 N sigmas of a schedule, B batch, V values of a row.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ....ovis_core.layers import Modulation, is_inference, timestep_embedding
+from ....ovis_core.layers import timestep_embedding
 from ....ovis_core.transformer import TIME_DIM
-from .sampling_run import MAX_SIGMAS, SamplingRun
+
+SCHEDULE = "ovis_schedule"  # in a run's transformer_options
+MAX_SIGMAS = 256  # of a table; their modulation takes 233 MiB in bfloat16
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is known of a sampling run before it begins.
+
+    sigmas: what the network gets, each once. weights: equal for equal weights. network: whose run it is.
+    """
+
+    sigmas: tuple[float, ...]
+    weights: Hashable
+    network: nn.Module
+
+
+def follow_runs(patcher) -> None:
+    """Tells the network of a MODEL, and of its clones, the schedule of every sampling run."""
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SCHEDULE, _sample)
+
+
+def _sample(
+    executor, noise: Tensor, latent_image: Tensor, sampler, sigmas: Tensor, *args, **kwargs
+) -> Tensor:
+    """Runs a guider, whose options are this run's own copy, with its schedule in them."""
+    guider = executor.class_obj
+    patcher, options = guider.model_patcher, guider.model_options["transformer_options"]
+    steps = patcher.get_model_object("model_sampling").timestep(sigmas).tolist()
+    schedule = Schedule(
+        tuple(sorted({sigma for sigma in steps if sigma > 0})),
+        patcher.patches_uuid,
+        patcher.model.diffusion_model,
+    )
+    # Hooks and weight wrappers change weights within a run.
+    if len(steps) > MAX_SIGMAS or patcher.hook_patches or patcher.weight_wrapper_patches:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    options[SCHEDULE] = schedule
+    try:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        del options[SCHEDULE]
 
 
 class ModulationTable:
-    """Stands before the modulation layers of a network, and answers for them inside `rows_of`."""
+    """The rows of a network's modulation layers, for the sigmas of the last schedule."""
 
     def __init__(self, network: nn.Module):
         self.network = network
         self.layers = modulation_layers(network)
-        self.plain = [layer.forward for layer in self.layers.values()]
-        self._row: Tensor | None = None  # (B, V), of the forward that runs
+        self._places: dict[nn.Module, slice] = {}  # of a block's values in a row
         self._key: Hashable = None
-        self._table = torch.empty(0)  # (N, V)
-        self._added: dict[float, Tensor] = {}  # rows (1, V) of sigmas that no schedule has
-        start = 0
-        for layer, plain in zip(self.layers.values(), self.plain, strict=True):
-            values = slice(start, start := start + layer.out_features)
-            layer.forward = partial(self._answer, plain, values)
-
-    @property
-    def answered(self) -> set[nn.Module]:
-        """The layers that do not run in this forward."""
-        return set() if self._row is None else {*self.layers.values()}
+        self._rows: dict[float, Tensor] = {}  # (1, V) each
+        begin = 0
+        for name, layer in self.layers.items():
+            block = network.get_submodule(name.rsplit(".", 2)[0])
+            first = self._places[block].start if block in self._places else begin
+            begin += layer.out_features
+            self._places[block] = slice(first, begin)
 
     def forget(self) -> None:
         """Gives the table's memory back."""
-        self._key, self._table, self._added = None, torch.empty(0), {}
+        self._key, self._rows = None, {}
 
-    def _answer(self, plain: Callable[[Tensor], Tensor], values: slice, x: Tensor) -> Tensor:
-        return plain(x) if self._row is None else self._row[:, values]
+    def rows(self, schedule: Schedule | None, sigma: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The rows (B, V) of sigma (B,), which is read from the device; None where the layers are to run.
 
-    @contextmanager
-    def rows_of(self, run: SamplingRun | None, sigma: Tensor, dtype: torch.dtype) -> Iterator[None]:
-        """sigma (B,). Without a run, with gradients and inside compiled code the layers run as always."""
-        is_used = run and run.sigmas and is_inference()
-        self._row = self._look_up(run, sigma, dtype) if is_used else None
-        try:
-            yield
-        finally:
-            self._row = None
-
-    def _look_up(self, run: SamplingRun, sigma: Tensor, dtype: torch.dtype) -> Tensor | None:
-        key = run.sigmas, run.weights, dtype, sigma.device
+        A sigma that the schedule lacks gets a row of its own while there is room.
+        """
+        if schedule is None or schedule.network is not self.network or not schedule.sigmas:
+            return None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        key = schedule, dtype, sigma.device
         if key != self._key:
             self.forget()
-            self._table = self._compute(run.sigmas, dtype, sigma.device)
-            self._sigmas = torch.tensor(run.sigmas, dtype=sigma.dtype, device=sigma.device)
+            self._add(schedule.sigmas, dtype, sigma.device)
             self._key = key
-        if not run.is_read:
-            distance = (self._sigmas - sigma[:, None]).abs()  # (B, N)
-            run.watch(distance.amin(1).any())
-            return self._table.index_select(0, distance.argmin(1))
-        rows = [self._read_row(value, dtype, sigma.device) for value in sigma.tolist()]
-        return None if any(row is None for row in rows) else torch.cat(rows)
+        wanted = sigma.tolist()
+        missing = sorted({value for value in wanted if value not in self._rows})
+        if len(self._rows) + len(missing) > MAX_SIGMAS:
+            return None
+        if missing:
+            self._add(missing, dtype, sigma.device)
+        return torch.cat([self._rows[value] for value in wanted])
 
-    def _read_row(self, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """(1, V), or None where the table is full."""
-        if sigma in self._key[0]:
-            return self._table[self._key[0].index(sigma)][None]
-        if sigma not in self._added and len(self._table) + len(self._added) < MAX_SIGMAS:
-            self._added[sigma] = self._compute((sigma,), dtype, device)
-        return self._added.get(sigma)
+    def part(self, rows: Tensor, block: nn.Module) -> Tensor:
+        """The values of one block: (B, V) -> (B, its values)."""
+        return rows[:, self._places[block]]
 
-    def _compute(self, sigmas: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """-> (N, V), one layer's weights after the other."""
+    def _add(self, sigmas: Sequence[float], dtype: torch.dtype, device: torch.device) -> None:
+        """Makes the rows of sigmas, one layer's weights after the other."""
         times = timestep_embedding(torch.tensor(sigmas, device=device), TIME_DIM)
         x = functional.silu(self.network.time_in(times.to(dtype)))
-        return torch.cat([plain(x) for plain in self.plain], dim=1)
+        table = torch.cat([layer(x) for layer in self.layers.values()], dim=1)  # (N, V)
+        self._rows |= dict(zip(sigmas, table.split(1), strict=True))
 
 
 def modulation_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The linears that take the time vector alone, by their names."""
-    layers = {
-        f"{name}.lin": module.lin
-        for name, module in network.named_modules()
-        if isinstance(module, Modulation)
-    }
-    return layers | {"final_layer.adaLN_modulation.1": network.final_layer.adaLN_modulation[1]}
+    """The linears that take the time vector alone, by their names and in the order of the blocks."""
+    layers = {}
+    for i, block in enumerate(network.double_blocks):
+        layers[f"double_blocks.{i}.img_mod.lin"] = block.img_mod.lin
+        layers[f"double_blocks.{i}.txt_mod.lin"] = block.txt_mod.lin
+    for i, block in enumerate(network.single_blocks):
+        layers[f"single_blocks.{i}.modulation.lin"] = block.modulation.lin
+    layers["final_layer.adaLN_modulation.1"] = network.final_layer.adaLN_modulation[1]
+    return layers

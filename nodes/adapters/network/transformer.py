@@ -1,85 +1,38 @@
 """The core's transformer with the arguments that ComfyUI gives a diffusion model, and its patches."""
 
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from operator import itemgetter
+from typing import Any
 
+import comfy.model_prefetch
 import comfy.patcher_extension
 import torch
-from comfy.ldm.flux.math import attention
 from torch import Tensor, nn
 
-from ....ovis_core.residual_cache import CachedForward
+from ....ovis_core.blocks import Run
+from ....ovis_core.latents import num_image_tokens
+from ....ovis_core.lean_blocks import fewest_parts, lean_blocks
 from ....ovis_core.transformer import OvisImageTransformer, TransformerConfig
-from .attention import with_attention
-from .casting import hold
-from .kernels import join_operations
-from .modulation import ModulationTable
-from .prefetch import Prefetch
-from .sampling_run import SAMPLING_RUN
+from .attention import ATTENTION, PatchedAttention, missing_kernel
+from .kernels import TOOLS
+from .modulation import SCHEDULE, ModulationTable
 
-# What a run's transformer_options may hold: the residual cache, and what blocks are run with (`compilation`).
+# What a run's transformer_options may hold: the residual cache, what blocks are run with (`compilation`), and
+# the bytes that were free for activations when the run began (`sampling.memory`).
 RESIDUAL_CACHE = "ovis_residual_cache"
 BLOCK_RUNNER = "ovis_block_runner"
+ROOM = "ovis_room"
 
 NO_CONTROLNETS = "Ovis-Image has no ControlNets: remove the Apply ControlNet node from its conditioning"
-
-
-class PatchedAttention:
-    """The attention seam: ComfyUI's kernel, with the patches that nodes have put before and behind it."""
-
-    def __init__(self, options: dict | None, mask: Tensor | None = None, num_text: int | None = None):
-        self.options = options or {}
-        self.mask = mask
-        self.num_text = num_text  # of a double block, whose patches are told where the image begins
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether another node's code sees q, k and v, and may keep them."""
-        watchers = "attn1_patch", "attn1_output_patch"
-        return "optimized_attention_override" in self.options or any(
-            self.options.get("patches", {}).get(name) for name in watchers
-        )
-
-    @property
-    def takes_rotated(self) -> bool:
-        """Other nodes expect q and k that are not rotated yet."""
-        return not self.is_watched
-
-    def inside(self, block_type: str, index: int, total: int) -> dict:
-        """The options as a block's patches see them."""
-        return {**self.options, "block_type": block_type, "block_index": index, "total_blocks": total}
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Tensor:
-        """(B, H, L, D/H) three times, the rotary table unless they are rotated -> (B, L, D)."""
-        patches = self.options.get("patches", {})
-        told = dict(self.options)
-        if self.num_text is not None:
-            told["img_slice"] = [self.num_text, q.shape[2]]
-        new = {"q": q, "k": k, "v": v, "pe": pe, "attn_mask": self.mask}
-        for patch in patches.get("attn1_patch", ()):
-            new |= patch(
-                new["q"], new["k"], new["v"], pe=new["pe"], attn_mask=new["attn_mask"], extra_options=told
-            )
-        options = with_attention(self.options)
-        out = attention(
-            new["q"], new["k"], new["v"], new["pe"], new["attn_mask"], transformer_options=options
-        )
-        for patch in patches.get("attn1_output_patch", ()):
-            out = patch(out, told)
-        return out
 
 
 class ComfyTransformer(OvisImageTransformer):
     """The transformer with the arguments that ComfyUI gives a diffusion model."""
 
     def __init__(self, config: TransformerConfig, operations, dtype=None, device=None):
-        super().__init__(config, operations, dtype=dtype, device=device)
+        super().__init__(config, operations, lean_blocks(TOOLS), dtype=dtype, device=device)
         self.dtype = dtype
         self.modulation = ModulationTable(self)
-        join_operations(self)
-        for block in self.single_blocks:
-            block.hold = hold
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **kwargs
@@ -114,70 +67,139 @@ class ComfyTransformer(OvisImageTransformer):
         **_,
     ) -> Tensor:
         options = transformer_options or {}
-        cache = options[RESIDUAL_CACHE].forward(options["uuids"]) if RESIDUAL_CACHE in options else None
-        run = options.get(SAMPLING_RUN)
-        if run and run.network not in (None, self):
-            run = None  # of another network that a guider joins with this one, or runs on another device
-        with self.modulation.rows_of(run, timestep, x.dtype):
-            return super().forward(x, timestep, context, PatchedAttention(options), cache)
+        rows = self.modulation.rows(options.get(SCHEDULE), timestep, x.dtype)
+        run: Run = BlockRun(self, options, rows, context.shape[1], self.num_parts(x, context, options))
+        if RESIDUAL_CACHE in options:
+            run = options[RESIDUAL_CACHE].forward(options["uuids"], run)
+        return super().forward(x, timestep, context, run=run)
 
-    def run_blocks(
-        self,
-        img: Tensor,
-        txt: Tensor,
-        vec: Tensor,
-        pe: Tensor,
-        attention: PatchedAttention,
-        cache: CachedForward | None = None,
-    ) -> Tensor:
-        """The blocks, or what other nodes put in their place or around their attention, as on FLUX."""
-        run = {"vec": vec, "pe": pe, "attn_mask": None}
-        # With a cache, the first block tells whether the others are wanted at all.
-        blocks = [*self.double_blocks, *self.single_blocks][bool(cache) :]
-        weights = Prefetch(blocks, self.modulation.answered, img.device, attention.options)
-        for i, block in enumerate(self.double_blocks):
-            before = img if cache and i == 0 else None
-            if before is None:
-                weights.next()
-            options = attention.inside("double", i, len(self.double_blocks))
-            args = {"img": img, "txt": txt, **run, "transformer_options": options}
-            img, txt = itemgetter("img", "txt")(_run_block(_run_double, block, args))
-            del args  # and with it tokens that nobody needs
-            if before is not None and (reused := cache.reuse(before, img)) is not None:
-                return reused
-
-        num_text = txt.shape[1]
-        img = torch.cat((txt, img), dim=1)
-        for i, block in enumerate(self.single_blocks):
-            options = attention.inside("single", i, len(self.single_blocks))
-            options["img_slice"] = [num_text, img.shape[1]]
-            weights.next()
-            img = _run_block(_run_single, block, {"img": img, **run, "transformer_options": options})["img"]
-        weights.next()
-        img = img[:, num_text:]
-        if cache:
-            cache.keep(img)
-        return img
+    def num_parts(self, x: Tensor, context: Tensor, options: dict) -> int:
+        """In how many parts single blocks work, so that a run keeps to the memory that it found free."""
+        if ROOM not in options:
+            return 1
+        num_tokens = x.shape[0] * (context.shape[1] + num_image_tokens(*x.shape[-2:]))
+        return fewest_parts(num_tokens, self.config.hidden_size * x.element_size(), options[ROOM])
 
 
-def _run_block(run: Callable, block: nn.Module, args: dict) -> dict:
-    """Runs a block, or what a node has put in its place (`patches_replace`)."""
-    options = args["transformer_options"]
-    name = (f"{options['block_type']}_block", options["block_index"])
-    replacement = options.get("patches_replace", {}).get("dit", {}).get(name)
-    if replacement is None:
-        return run(block, args)
-    return replacement(args, {"original_block": partial(run, block)})
+class BlockRun:
+    """How ComfyUI calls a block (the `run` seam): a node's replacement, compiled code, or itself.
+
+    Other nodes' patches see what they see on FLUX. `rows` come from the modulation table.
+    """
+
+    def __init__(
+        self, network: ComfyTransformer, options: dict, rows: Tensor | None, num_text: int, num_parts: int
+    ):
+        self.options = options
+        self.table, self.rows = network.modulation, rows
+        self.num_text, self.num_parts = num_text, num_parts
+        self.totals = {"double": len(network.double_blocks), "single": len(network.single_blocks)}
+        # With a cache, the first block tells whether others are wanted.
+        blocks = [*network.double_blocks, *network.single_blocks][RESIDUAL_CACHE in options :]
+        self.prefetch = Prefetch(blocks, network.modulation.layers.values() if rows is not None else ())
+
+    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any) -> Any:
+        self.prefetch.before(block, inputs[0].device, self.options)
+        if kind == "last":
+            return block(*inputs, modulation=self._modulation(block))
+        options = {
+            **self.options,
+            "block_type": kind,
+            "block_index": index,
+            "total_blocks": self.totals[kind],
+        }
+        *tokens, vec, pe, _ = inputs
+        args = {"img": tokens[0], "vec": vec, "pe": pe, "attn_mask": None, "transformer_options": options}
+        if kind == "double":
+            args["txt"] = tokens[1]
+        else:
+            options["img_slice"] = [self.num_text, tokens[0].shape[1]]
+        call = partial(self._call, block, vec)
+        replacement = options.get("patches_replace", {}).get("dit", {}).get((f"{kind}_block", index))
+        out = replacement(args, {"original_block": call}) if replacement else call(args)
+        return (out["img"], out["txt"]) if kind == "double" else out["img"]
+
+    def _call(self, block: nn.Module, vec: Tensor, args: dict) -> dict:
+        """Calls a block with what a replacement gives; the table holds for this forward's `vec` alone."""
+        options, pe = args["transformer_options"], args["pe"]
+        names = ("img", "txt") if "txt" in args else ("img",)
+        num_text = args["txt"].shape[1] if "txt" in args else None
+        # Patches take q and k before their rotation, which is then the attention's.
+        is_patched = bool(options.get("patches", {}).get("attn1_patch"))
+        attention = PatchedAttention(options, args.get("attn_mask"), num_text, pe)
+        inputs = *(args[name] for name in names), args["vec"], None if is_patched else pe, attention
+        lean: dict = {"modulation": self._modulation(block) if args["vec"] is vec else None}
+        if options["block_type"] == "single":
+            lean["num_parts"] = self.num_parts
+        out = options.get(BLOCK_RUNNER, nn.Module.__call__)(block, *inputs, **lean)
+        return dict(zip(names, out if "txt" in args else (out,), strict=True))
+
+    def _modulation(self, block: nn.Module) -> Tensor | None:
+        return None if self.rows is None else self.table.part(self.rows, block)
 
 
-def _run_double(block: nn.Module, args: dict) -> dict:
-    attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"), args["txt"].shape[1])
-    run = args["transformer_options"].get(BLOCK_RUNNER, nn.Module.__call__)
-    img, txt = run(block, args["img"], args["txt"], args["vec"], args["pe"], attention=attention)
-    return {"img": img, "txt": txt}
+class Prefetch:
+    """ComfyUI's prefetching for its dynamic VRAM: a block's weights come together, on their own stream.
+
+    Without dynamic VRAM there is nothing to do: ComfyUI's layers then take turns on streams of their own.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], without: Collection[nn.Module]):
+        """without: layers that will not run."""
+        self.blocks = [*blocks]
+        self.without = {*without}
+        self.queue: list | None = None
+        self.has_begun = False
+
+    def before(self, block: nn.Module, device: torch.device, options: dict) -> None:
+        """Asks for the weights of the block after this one; behind the last block, frees what is left."""
+        if block in self.blocks[:1]:
+            weights = [_Weights(known, self.without) for known in self.blocks]
+            self.queue = comfy.model_prefetch.make_prefetch_queue(weights, device, options)
+            self.has_begun = True
+        if self.has_begun:
+            comfy.model_prefetch.prefetch_queue_pop(self.queue, device, None)
 
 
-def _run_single(block: nn.Module, args: dict) -> dict:
-    attention = PatchedAttention(args["transformer_options"], args.get("attn_mask"))
-    run = args["transformer_options"].get(BLOCK_RUNNER, nn.Module.__call__)
-    return {"img": run(block, args["img"], args["vec"], args["pe"], attention=attention)}
+class _Weights:
+    """A block as ComfyUI's queue sees it."""
+
+    def __init__(self, block: nn.Module, without: Collection[nn.Module]):
+        self.block, self.without = block, without
+
+    def modules(self) -> Iterator[nn.Module]:
+        return (module for module in self.block.modules() if module not in self.without)
+
+
+def network_of(model, does: str, instead: str = "") -> ComfyTransformer:
+    """The network of a MODEL of ours. Raises ValueError for another model.
+
+    The message begins with what the node `does`, and ends with what to use `instead` on other models, if
+    there is such a thing.
+    """
+    network = model.get_model_object("diffusion_model")
+    if not isinstance(network, ComfyTransformer):
+        raise ValueError(
+            f"{does} of our loader's MODEL, and this is another model; connect the Ovis-Image Loader"
+            + (f", or {instead}" if instead else "")
+        )
+    return network
+
+
+def model_with_attention(model, kernel: str):
+    """A clone of the MODEL whose attention is computed by one of `attention.KERNELS`.
+
+    Raises ValueError when the model is not Ovis-Image, or when this computer does not have the kernel.
+    """
+    network = network_of(
+        model,
+        "this node chooses the attention kernel",
+        "use ComfyUI's --use-sage-attention or --use-flash-attention",
+    )
+    head_dim = network.config.hidden_size // network.config.num_heads
+    missing = missing_kernel(kernel, model.load_device, model.model.get_dtype_inference(), head_dim)
+    if missing:
+        raise ValueError(missing)
+    clone = model.clone()
+    clone.model_options["transformer_options"][ATTENTION] = kernel
+    return clone

@@ -7,7 +7,6 @@ import comfy.samplers
 from torch import Tensor
 
 from ....ovis_core.guidance import Guidance
-from ..network.sampling_run import schedule_of, sigma_of
 from .checks import check_finite
 
 
@@ -45,9 +44,10 @@ class FlowGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """x (B, C, H, W), timestep is sigma (B,) -> the denoised latents."""
         guidance, options = self.guidance, model_options or {}
-        sigma = sigma_of(options, timestep) if guidance.needs_sigma else math.nan
+        # Read from the device, which waits for the step before, only where an answer depends on it.
+        sigma = float(timestep[0]) if guidance.needs_sigma else math.nan
         if guidance.zero_init_steps:
-            sigmas = schedule_of(options)
+            sigmas = options["transformer_options"]["sample_sigmas"]
             if sigma > sigmas[min(guidance.zero_init_steps, len(sigmas) - 1)]:
                 return x  # a velocity of zero
         active = guidance.is_active(sigma)

@@ -7,25 +7,25 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ....ovis_core.residual_cache import CachedForward, CacheSettings, ResidualCache
-from ..network.sampling_run import sigma_of
-from ..network.transformer import RESIDUAL_CACHE, ComfyTransformer
+from ....ovis_core.blocks import Run, call_block
+from ....ovis_core.residual_cache import CachedRun, CacheSettings, ResidualCache
+from ..network.transformer import RESIDUAL_CACHE, network_of
 
 log = logging.getLogger(__name__)
 
 
-class RunForward(CachedForward):
-    """Hidden from TorchCompileModel, which takes what it finds in the options for constants."""
+class HiddenRun(CachedRun):
+    """Hides its answers from TorchCompileModel, which takes what it finds in the options for constants."""
 
-    reuse = torch.compiler.disable(CachedForward.reuse)
-    keep = torch.compiler.disable(CachedForward.keep)
+    decide = torch.compiler.disable(CachedRun.decide)
+    complete = torch.compiler.disable(CachedRun.complete)
 
 
 class RunCache(ResidualCache):
     @torch.compiler.disable
-    def forward(self, keys: Sequence[Hashable]) -> RunForward:
-        forward = super().forward(keys)
-        return RunForward(forward.cache, forward.branches)
+    def forward(self, keys: Sequence[Hashable], run: Run = call_block) -> HiddenRun:
+        forward = super().forward(keys, run)
+        return HiddenRun(forward.cache, forward.branches, run)
 
 
 class CacheRuns:
@@ -53,9 +53,8 @@ class CacheRuns:
     def predict_noise(self, executor, x: Tensor, timestep: Tensor, model_options: dict, seed=None) -> Tensor:
         """Around one evaluation of a guider, whichever conditionings it has and however they are batched."""
         cache = model_options["transformer_options"][RESIDUAL_CACHE]
-        return cache.evaluate(
-            sigma_of(model_options, timestep), lambda: executor(x, timestep, model_options, seed)
-        )
+        # Read from the device, which waits for the step before.
+        return cache.evaluate(float(timestep[0]), lambda: executor(x, timestep, model_options, seed))
 
 
 def cached_model(
@@ -65,11 +64,7 @@ def cached_model(
 
     Raises ValueError when the model is not Ovis-Image.
     """
-    if not isinstance(model.get_model_object("diffusion_model"), ComfyTransformer):
-        raise ValueError(
-            "this cache works between the blocks of our loader's MODEL, and this is another model; connect "
-            "the Ovis-Image Loader, or use ComfyUI's EasyCache"
-        )
+    network_of(model, "this cache works between the blocks", "use ComfyUI's EasyCache")
     runs = CacheRuns(CacheSettings(threshold, warmup_steps, max_skips, order), tell)
     clone = model.clone()
     for kind, wrapper in (

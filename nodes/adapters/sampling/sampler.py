@@ -89,8 +89,6 @@ def sample(
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         checks.add(denoised, f"step {step + 1} of {total_steps} (in {model.model.get_dtype_inference()})")
         preview(step, denoised, x, total_steps)
-        if step == 0:
-            ends.clear()  # of a run that began anew
         ends.append(time.monotonic())
         tell(_progress(step + 1, total_steps, ends))
 

@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ...autoencoder import AttentionBlock, Autoencoder, AutoencoderConfig, ResBlock
+from ...blocks import call_block
 from ...files.export import save_autoencoder, save_text_encoder, save_transformer
 from ...layers import Modulation
 from ...pipeline import Pipeline
@@ -34,7 +35,7 @@ from ...typography.fonts import Fonts
 from ...typography.rendering import Renderer
 from ...typography.settings import Typography
 from ..data import LatentCache, drawn_batches, encode_pictures
-from ..flow import CheckpointedTransformer
+from ..flow import checkpointed
 from ..report import Log, draw_curve, draw_sheet
 from ..state import RunState
 from ..trainer import TrainConfig, Trainer
@@ -158,13 +159,10 @@ class NanoRun:
         self.autoencoder = Autoencoder(recipe.autoencoder_config).to(
             device, memory_format=torch.channels_last
         )
-        network = CheckpointedTransformer if recipe.gradient_checkpointing else OvisImageTransformer
-        self.transformer = network(recipe.transformer).to(device)
+        self.transformer = OvisImageTransformer(recipe.transformer).to(device)
         self.text_encoder = TextEncoder(dataclasses.replace(recipe.text_encoder, vocab_size=size)).to(device)
         init_autoencoder(self.autoencoder)
         init_weights(self.transformer, self.text_encoder)
-        if recipe.compiled:
-            self.transformer.run_blocks = torch.compile(self.transformer.run_blocks)
 
     def run(self) -> None:
         self.make_autoencoder()
@@ -239,7 +237,9 @@ class NanoRun:
         recipe = self.recipe
         batches = cache.batches(recipe.batch_size, recipe.train.seed)
         empty = self.tokenizer("").ids
-        trainer = Trainer(self.transformer, self.text_encoder, batches, empty, recipe.train)
+        run = checkpointed if recipe.gradient_checkpointing else call_block
+        run = torch.compile(run) if recipe.compiled else run
+        trainer = Trainer(self.transformer, self.text_encoder, batches, empty, recipe.train, run)
         path = self.work / "state.safetensors"
         if path.is_file():
             trainer.state.load(path)
