@@ -40,9 +40,7 @@ class Quantised:
         self.img_in = SimpleNamespace(weight=torch.empty(0, dtype=dtype))
         for layer in network.modules():
             if hasattr(layer, "_full_precision_mm"):
-                layer._full_precision_mm = (
-                    False  # which ComfyUI sets where a device multiplies in no such format
-                )
+                layer._full_precision_mm = False  # set where a device gains nothing by rounding
 
     def __call__(self, x: Tensor, sigma: Tensor, context: Tensor, cache=None) -> Tensor:
         return self.network(x, sigma, context, transformer_options={})

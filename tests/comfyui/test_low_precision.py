@@ -1,5 +1,7 @@
 """fp8 and int8: the error of what is stored and computed, files, and LoRAs on top."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_model
 import torch
@@ -144,6 +146,25 @@ def test_without_fp8_products_activations_are_not_rounded(models, product, monke
     assert {layer._full_precision_mm for layer in layers} == {product.name is None}
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_int8_is_dequantised_on_a_cpu_and_comfyuis_elsewhere(pack, device):
+    import comfy.ops
+
+    low = pack("nodes.adapters.low_precision")
+    layer = "single_blocks.0.linear1."
+    state = low.quantize_state({f"{layer}weight": torch.randn(512, 256)}, low.INT8)
+    state = {key.removeprefix(layer): tensor for key, tensor in state.items()}
+    config = SimpleNamespace(quant_config={"mixed_ops": True})
+    ours = low.low_precision_ops(config, torch.float32, torch.device(device)).Linear(256, 512, bias=False)
+    stock = comfy.ops.mixed_precision_ops({}, torch.float32).Linear(256, 512, bias=False)
+    for linear in (ours, stock):
+        linear.load_state_dict(state)
+    x = rows()  # a GPU's layer computes here as there, but in torch's operations
+    plain, rounded = torch.nn.functional.linear(x, ours.weight.dequantize()), stock(x)
+    assert torch.equal(ours(x), plain if device == "cpu" else rounded)
+    assert 1e-3 < distance(rounded, plain) < LAYER_BOUND["int8"]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_large_matrices_are_small_and_the_rest_is_kept(models, name):
     model, exact = models(name), models()
@@ -169,7 +190,7 @@ def test_error_of_every_layer_and_of_the_velocity(models, product, name):
     model, exact = models(name), models()
     with torch.inference_mode():
         for layer, module in quantized_layers(model).items():
-            module._full_precision_mm = False  # which ComfyUI sets where a device has no fp8
+            module._full_precision_mm = False  # which is set where a device gains nothing by rounding
             x = rows(columns=module.in_features)
             got, expected = module(x), exact.model.diffusion_model.get_submodule(layer)(x)
             bias = module.bias
