@@ -218,13 +218,14 @@ def test_another_copy_of_the_pack_is_left_alone(tmp_path: Path) -> None:
 def test_all_checks_run_and_the_first_failure_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands = []
+    commands, settings = [], []
     codes = iter([0, 3, 5])
     monkeypatch.setattr(dev, "find_comfyui", lambda: (Path("python"), tmp_path))
     monkeypatch.setattr(dev, "require_packages", lambda python: None)
 
-    def call(command, comfyui):
+    def call(command, comfyui, environment):
         commands.append(command[1:])
+        settings.append(environment)
         sys.stdout.write(f"{command[2]}\n")
         return next(codes)
 
@@ -243,14 +244,25 @@ def test_all_checks_run_and_the_first_failure_counts(
     assert "apt install chromium" in remedy
 
     (tmp_path / "chromium").touch(0o755)
-    codes = iter([0] * 7)
+    codes = iter([0] * 8)
     assert dev.main(["test", "tests/test_dev.py::test_x"]) == 0
     assert commands[5][-2:] == ["tests/pytest.ini", "tests/test_dev.py::test_x"]
     assert dev.main(["test"]) == 0
-    two_at_a_time, together = commands[8:]
+    two_at_a_time, together, otherwise_rounded = commands[8:]
     assert two_at_a_time[-6:] == ["-n", "2", "--dist", "loadfile", "--ignore-glob=*/test_stock_*", "tests"]
     assert {Path(path).name for path in together[4:]} >= {"test_stock_table.py", "test_stock_lora.py"}
     assert "browser" not in capsys.readouterr().out
+
+    assert settings == [{}] * 10 + [dev.OTHER_ROUNDING]
+    assert otherwise_rounded[-len(dev.NUMBERS) :] == [*dev.NUMBERS]
+    assert all((ROOT / test.partition("::")[0]).is_file() for test in dev.NUMBERS)
+
+
+def test_settings_of_a_run_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = "import os, sys; sys.exit(os.environ['MKL_CBWR'] != 'COMPATIBLE')"
+    monkeypatch.setenv("MKL_CBWR", "AUTO")
+    assert dev.call([sys.executable, "-c", code], tmp_path) == 1
+    assert dev.call([sys.executable, "-c", code], tmp_path, dev.OTHER_ROUNDING) == 0
 
 
 def test_bench_alone_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
