@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovis_core.lettering import benchmarks
+from ovis_core.evaluation import benchmarks
 
 LETTERS = "a-zA-Z0-9àâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ"
 TEXTS = st.lists(st.text("abAB é上下, ,!", max_size=12) | st.text(st.characters(), max_size=8), max_size=4)

@@ -10,8 +10,8 @@ import tiny_model  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ovis_core.campaign import rows as module
 from ovis_core.campaign.rows import Row, find_delimiter, open_table, read_rows
-from ovis_core.lettering import rows as module
 
 TEXT = "headline,style\nSALE,neon\n双11狂欢,霓虹\n"
 ROWS = [Row(1, {"headline": "SALE", "style": "neon"}), Row(2, {"headline": "双11狂欢", "style": "霓虹"})]

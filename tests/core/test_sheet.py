@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ovis_core.drawing import sheet as module
 from ovis_core.drawing.sheet import Face, Fonts, Letterer, draw_grid, grid_shape, is_drawn
-from ovis_core.lettering import grid
 
 LATIN = "/usr/share/fonts/truetype/dejavu"
 CJK = Path("/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc")
@@ -96,7 +96,7 @@ def test_column_labels_stand_above_and_row_labels_on_the_left():
 def test_a_long_label_is_wrapped_and_cut():
     letterer = Letterer(Fonts(), 16)
     lines = letterer.lines("a picture of a very long sentence " * 9 + "x" * 50, 100)
-    assert len(lines) == grid.MAX_LINES
+    assert len(lines) == module.MAX_LINES
     assert all(line.width <= 100 for line in lines)
     assert lines[-1].runs[-1][0].endswith("...")
     assert ["".join(text for text, _ in line.runs) for line in letterer.lines("SALE\ntoday only", 300)] == [
