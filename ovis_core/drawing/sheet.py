@@ -1,142 +1,16 @@
 """Pictures and labels -> one sheet, with labels in any script that a font of the system can write."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-FOLDERS = (
-    *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
-    *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
-    *("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
-)
-ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
-# Plain faces that read well small, the best first; others come after them.
-PREFERRED = (
-    *("notosanscjk", "notosanssc", "sourcehansans", "msyh", "pingfang", "hiragino", "wqy", "simhei"),
-    *("notosans-", "dejavusans", "segoeui", "arial", "helvetica", "liberationsans", "freesans", "unifont"),
-)
-LOUD = (
-    "bold",
-    "italic",
-    "oblique",
-    "black",
-    "thin",
-    "light",
-    "mono",
-    "condensed",
-    "narrow",
-    "serif",
-    "medium",
-)
-MAX_FACES = 20  # of one collection
-MISSING = "\U0010ffff"  # a code that is no character: every font draws its sign for what it lacks
-PROBE = 24  # pixels
+from .fonts import Face, Fonts
+
 MAX_PIXELS = 100 * 2**20
 MAX_LINES = 4  # of one label
 PAPER, INK = (255, 255, 255), (20, 20, 20)
-
-
-class Fonts:
-    """Fonts of some folders, opened when a label needs them, found by the characters that they have."""
-
-    def __init__(self, folders: Iterable[str | Path] = FOLDERS) -> None:
-        self.folders = [Path(folder).expanduser() for folder in folders]
-        self.opened: list[Face] = []
-        self.left = self._faces()
-
-    def runs(self, text: str) -> list[tuple[str, "Face"]]:
-        """The text in pieces of one font each: a single piece where one font has it all.
-
-        Raises ValueError naming the characters that no font has.
-        """
-        needed = {character for character in text if is_drawn(character)}
-        for face in self._all():
-            if all(face.has(character) for character in needed):
-                return [(text, face)]
-        chosen = {character: self._first(character) for character in sorted(needed)}
-        missing = [character for character, face in chosen.items() if face is None]
-        if missing:
-            names = ", ".join(f"{c} ({unicodedata.name(c, f'U+{ord(c):04X}')})" for c in missing[:5])
-            raise ValueError(
-                f"no font of this system has {names}; install one, as Google's Noto fonts, or put a .ttf or "
-                ".otf file into ComfyUI's models/fonts folder"
-            )
-        runs: list[tuple[str, Face]] = []
-        for character in text:
-            face = chosen.get(character) or (runs[-1][1] if runs else next(iter(chosen.values())))
-            if runs and runs[-1][1] is face:
-                runs[-1] = (runs[-1][0] + character, face)
-            else:
-                runs.append((character, face))
-        return runs
-
-    def _first(self, character: str) -> "Face | None":
-        return next((face for face in self._all() if face.has(character)), None)
-
-    def _all(self) -> Iterator["Face"]:
-        yield from list(self.opened)
-        for face in self.left:
-            self.opened.append(face)
-            yield face
-
-    def _faces(self) -> Iterator["Face"]:
-        for folder in self.folders:
-            found = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-            for path in sorted(found, key=_rank):
-                yield from _faces_of(path)
-
-
-class Face:
-    """One font of a file."""
-
-    def __init__(self, path: Path, number: int, probe: ImageFont.FreeTypeFont) -> None:
-        self.path, self.number, self.probe = path, number, probe
-        self.missing = self._drawn(MISSING)
-        self.known: dict[str, bool] = {}
-
-    def has(self, character: str) -> bool:
-        if character not in self.known:
-            self.known[character] = self._drawn(character) not in (self.missing, None)
-        return self.known[character]
-
-    def at(self, size: int) -> ImageFont.FreeTypeFont:
-        return ImageFont.truetype(str(self.path), size, self.number)
-
-    def _drawn(self, character: str) -> tuple[tuple[int, int], bytes] | None:
-        """What the font draws, None for nothing at all."""
-        mask = self.probe.getmask(character)
-        return (mask.size, bytes(mask)) if 0 not in mask.size else None
-
-
-def is_drawn(character: str) -> bool:
-    """Whether a character needs a glyph: spaces, controls, joiners and variation selectors do not."""
-    return not (
-        character.isspace()
-        or unicodedata.category(character) in ("Cc", "Cf")
-        or "\ufe00" <= character <= "\ufe0f"
-    )
-
-
-def _rank(path: Path) -> tuple[int, int, str]:
-    name = path.name.lower().replace(" ", "").replace("_", "-")
-    preferred = next((i for i, start in enumerate(PREFERRED) if name.startswith(start)), len(PREFERRED))
-    return sum(word in name for word in LOUD), preferred, str(path)
-
-
-def _faces_of(path: Path) -> list[Face]:
-    """The fonts of a file, simplified Chinese first; none for a file that is broken or has fixed sizes."""
-    faces = []
-    for number in range(MAX_FACES if path.suffix.lower() in (".ttc", ".otc") else 1):
-        try:
-            # The basic layout draws one character after the other, so that a missing one cannot hide.
-            probe = ImageFont.truetype(str(path), PROBE, number, layout_engine=ImageFont.Layout.BASIC)
-            faces.append((not (probe.getname()[0] or "").endswith(" SC"), number, Face(path, number, probe)))
-        except OSError:
-            break
-    return [face for *_, face in sorted(faces, key=lambda entry: entry[:2])]
 
 
 @dataclass(frozen=True)
@@ -184,7 +58,7 @@ class Letterer:
 
     def _font(self, face: Face) -> ImageFont.FreeTypeFont:
         if face not in self.loaded:
-            self.loaded[face] = face.at(self.size)
+            self.loaded[face] = face.at(self.size, is_shaped=True)
         return self.loaded[face]
 
     def _wrap(self, text: str, width: int) -> Iterator[str]:

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from .fonts import CHINESE_STYLES, STYLES
+from ..drawing.fonts import STYLES
 from .lexicon import CHARACTERS
 from .palette import COLOURS, PALETTE
 
+CHINESE_STYLES = {"sans": "无衬线体", "bold": "粗无衬线体", "serif": "衬线体", "mono": "等宽体"}
 POSITIONS = {
     "centre": ("centred", "居中"),
     "top": ("at the top", "在上方"),

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..drawing.fonts import StyledFaces
 from ..files.storage import replacing
 from ..training.report import contact_sheet
-from .fonts import Fonts
 from .rendering import Example, Renderer
 from .settings import Typography
 
@@ -31,12 +31,12 @@ class TypographyDataset(Dataset):
         count: int,
         seed: int = 0,
         config: Typography | None = None,
-        fonts: Fonts | None = None,
+        faces: StyledFaces | None = None,
         held_out: bool = False,
     ):
         self.count = count
         self.seed = seed
-        self.renderer = Renderer(config, fonts, held_out)
+        self.renderer = Renderer(config, faces, held_out)
 
     def __len__(self) -> int:
         return self.count

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from random import Random
 
-from PIL import Image
+from PIL import Image, ImageFont
 
+from ..drawing.fonts import FILES, Face, Fonts, StyledFaces
 from .captions import Facts, caption
-from .fonts import FILES, Fonts, find_fonts
 from .grounds import Grounds, draw_ground, writing_area
 from .layout import Block, Box, set_block, set_on_grid
 from .settings import Typography, pick, positive
@@ -36,11 +37,13 @@ class Example(Facts):
 class Renderer:
     """Draws examples of a distribution; with `held_out`, of words that the others never show.
 
-    fonts: (language, style) -> faces; default, those installed. Raises ValueError when fonts are missing or
-    the config leaves nothing to draw.
+    faces: those to choose from; default, those installed. Raises ValueError when fonts are missing or the
+    config leaves nothing to draw.
     """
 
-    def __init__(self, config: Typography | None = None, fonts: Fonts | None = None, held_out: bool = False):
+    def __init__(
+        self, config: Typography | None = None, faces: StyledFaces | None = None, held_out: bool = False
+    ) -> None:
         self.config = config or Typography()
         self.held_out = held_out
         self.wording = Wording(self.config, held_out)
@@ -49,11 +52,11 @@ class Renderer:
             language: _styles(self.config, language) for language in positive(self.config.languages)
         }
         wanted = [(language, style) for language, shares in self.styles.items() for style in shares]
-        fonts = find_fonts(wanted) if fonts is None else fonts
+        faces = Fonts().of_style(wanted) if faces is None else faces
         for key in wanted:
-            if not fonts.get(key):
-                raise ValueError(f"fonts has no face for {key}; add one, or leave it out of the config")
-        self.fonts = {key: fonts[key][: self.config.max_faces] for key in wanted}
+            if not faces.get(key):
+                raise ValueError(f"faces has none for {key}; add one, or leave it out of the config")
+        self.faces = {key: faces[key][: self.config.max_faces] for key in wanted}
 
     def size_of(self, index: int) -> tuple[int, int]:
         """Width and height of a picture, known before it is drawn: a batch takes indices of the same size."""
@@ -61,7 +64,7 @@ class Renderer:
         return width, height
 
     def __call__(self, seed: int, index: int) -> Example:
-        """The same picture and caption for the same config, fonts, seed and index, wherever it is drawn."""
+        """The same picture and caption for the same config, faces, seed and index, wherever it is drawn."""
         # Hashed by the generator itself, so that neighbouring seeds and indices have nothing in common.
         rng = Random(f"{seed}/{index}/{int(self.held_out)}")
         size = self.size_of(index)
@@ -90,7 +93,7 @@ class Renderer:
         language = pick(rng, self.config.languages)
         kind = self.wording.kind(rng)
         style = pick(rng, self.styles[language])
-        face = rng.choice(self.fonts[language, style])
+        font_at = partial(_load, rng.choice(self.faces[language, style]))
         angle = self._angle(rng)
         zoom = (CHINESE_ZOOM if language == "zh" else 1) * (CHARACTER_ZOOM if kind == "character" else 1)
         min_size = round(self.config.min_font_size * (CHINESE_ZOOM if language == "zh" else 1))
@@ -98,10 +101,10 @@ class Renderer:
             text = self.wording.text(rng, language, kind)
             position = pick(rng, self.config.positions)
             if language in self.config.grid_sizes:
-                block = set_on_grid(text, face.at, area, position, self.config.grid_sizes[language])
+                block = set_on_grid(text, font_at, area, position, self.config.grid_sizes[language])
             else:
                 size = round(side * zoom * rng.uniform(*SCALES[pick(rng, self.config.scales)]))
-                block = set_block(text, face.at, area, position, max(size, min_size), min_size, angle)
+                block = set_block(text, font_at, area, position, max(size, min_size), min_size, angle)
             if block:
                 scale = _scale(block.size / side / zoom)
                 return dict(
@@ -124,6 +127,11 @@ class Renderer:
         # What is the same in every picture need not be said.
         has_place = len(positive(self.config.positions)) > 1
         return caption(rng, facts, language, is_short, self.config.short_forms, has_place)
+
+
+@lru_cache(maxsize=1024)
+def _load(face: Face, size: int) -> ImageFont.FreeTypeFont:
+    return face.at(size)
 
 
 def _styles(config: Typography, language: str) -> Mapping[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from random import Random
 
-from .fonts import STYLES
+from ..drawing.fonts import STYLES
 from .lexicon import CHARACTERS
 from .palette import PALETTE
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import ImageFont
 
-from ovis_core.typography.fonts import FILES, Face
+from ovis_core.drawing.fonts import FILES, Face
 from ovis_core.typography.rendering import Renderer
 from ovis_core.typography.settings import Typography
 

@@ -34,7 +34,7 @@ RECIPE = nano.Recipe(
 def run(tmp_path, fonts):
     def run(out="run", minutes=60.0, recipe=RECIPE):
         deadline = time.monotonic() + 60 * minutes
-        nano.NanoRun(tmp_path / out, recipe, "cpu", deadline, num_workers=0, fonts=fonts).run()
+        nano.NanoRun(tmp_path / out, recipe, "cpu", deadline, num_workers=0, faces=fonts).run()
         return tmp_path / out
 
     return run

@@ -13,8 +13,8 @@ import pytest
 import tiny_model
 from PIL import Image, ImageDraw
 
+from ovis_core.drawing.fonts import STYLES, Fonts
 from ovis_core.typography.captions import caption_characters
-from ovis_core.typography.fonts import STYLES, find_fonts
 from ovis_core.typography.layout import line_breaks
 from ovis_core.typography.palette import COLOURS, PALETTE, contrast, nearest_colour
 from ovis_core.typography.rendering import Renderer
@@ -56,9 +56,9 @@ def test_another_process_draws_the_same(fonts, hash_seed):
     code = f"""
 import hashlib
 from pathlib import Path
-from ovis_core.typography.fonts import FILES, Face
+from ovis_core.drawing.fonts import FILES, Face
 from ovis_core.typography.rendering import Renderer
-renderer = Renderer(fonts=dict.fromkeys(FILES, (Face(Path({str(path)!r})),)))
+renderer = Renderer(faces=dict.fromkeys(FILES, (Face(Path({str(path)!r})),)))
 digest = hashlib.sha256()
 for index in range(20):
     example = renderer(7, index)
@@ -70,7 +70,7 @@ print(digest.hexdigest())
         [sys.executable, "-c", code], cwd=tiny_model.ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    renderer = Renderer(fonts=fonts)
+    renderer = Renderer(faces=fonts)
     assert done.stdout.strip() == fingerprint(renderer(7, index) for index in range(20))
 
 
@@ -224,7 +224,7 @@ def test_phrases_break_where_both_lines_are_most_alike():
 @pytest.fixture
 def real_fonts():
     try:
-        return find_fonts([("en", "mono"), ("zh", "bold")])
+        return Fonts().of_style([("en", "mono"), ("zh", "bold")])
     except ValueError as error:
         pytest.skip(f"not tested, a grid needs real advances: {error}")
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ovis_core.typography.fonts import STYLES
+from ovis_core.drawing.fonts import STYLES
 from ovis_core.typography.lexicon import CHARACTERS
 from ovis_core.typography.palette import COLOURS, contrast
 from ovis_core.typography.rendering import CHINESE_ZOOM, Renderer
@@ -91,7 +91,7 @@ def test_every_setting_has_an_effect(name, draw, fonts):
     if name == "max_faces":  # an example does not tell its face
         two_faces = {key: faces * 2 for key, faces in fonts.items()}
         for number in (1, 2):
-            kept = Renderer(Typography(max_faces=number), two_faces).fonts
+            kept = Renderer(Typography(max_faces=number), two_faces).faces
             assert {len(faces) for faces in kept.values()} == {number}
         return
     settings, holds = EFFECTS[name]

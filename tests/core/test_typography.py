@@ -8,16 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
+from ovis_core.drawing.fonts import Fonts
 from ovis_core.typography import dataset as typography
 from ovis_core.typography.rendering import Renderer
 from ovis_core.typography.settings import Typography
 
 
 def test_dataset_has_uint8_pictures_and_captions(fonts):
-    dataset = typography.TypographyDataset(5, seed=2, fonts=fonts)
+    dataset = typography.TypographyDataset(5, seed=2, faces=fonts)
     assert len(dataset) == len([*dataset]) == 5
     assert dataset[1]["image"].dtype == torch.uint8
-    example = Renderer(fonts=fonts)(2, 1)
+    example = Renderer(faces=fonts)(2, 1)
     assert dataset[1]["caption"] == example.caption
     assert torch.equal(dataset[1]["image"], torch.tensor(np.asarray(example.image)).permute(2, 0, 1))
     assert pickle.loads(pickle.dumps(dataset))[1]["caption"] == example.caption
@@ -34,7 +35,7 @@ def test_sizes_are_known_before_drawing(fonts, everything):
 
 @pytest.fixture
 def command(fonts, monkeypatch):
-    monkeypatch.setattr("ovis_core.typography.rendering.find_fonts", lambda wanted: fonts)
+    monkeypatch.setattr(Fonts, "of_style", lambda self, wanted: fonts)
 
     def command(*arguments):
         typography.main([str(argument) for argument in arguments])
@@ -79,5 +80,5 @@ def test_command_refuses_what_cannot_be_done(command, tmp_path):
 def test_captions_are_written_whole_or_not_at_all(fonts, tmp_path, monkeypatch):
     monkeypatch.setattr(typography, "describe", lambda example: {}[example.caption])
     with pytest.raises(KeyError):
-        typography.write_dataset(tmp_path / "out", Renderer(fonts=fonts), 3, 0)
+        typography.write_dataset(tmp_path / "out", Renderer(faces=fonts), 3, 0)
     assert not (tmp_path / "out" / "captions.jsonl").exists()

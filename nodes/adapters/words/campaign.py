@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ....ovis_core.campaign.plan import Plan, Templates, plan_rows
 from ....ovis_core.campaign.rows import EXTENSIONS, open_table, read_rows
-from ....ovis_core.drawing.sheet import FOLDERS, Fonts, draw_grid
+from ....ovis_core.drawing.fonts import FOLDERS, Fonts
+from ....ovis_core.drawing.sheet import draw_grid
 
 PASTED = "pasted rows"
 # What SaveImage and its like put behind a name: a counter, and the ending of a picture.

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ...autoencoder import AttentionBlock, Autoencoder, AutoencoderConfig, ResBlock
 from ...blocks import call_block
+from ...drawing.fonts import StyledFaces
 from ...files.export import save_autoencoder, save_text_encoder, save_transformer
 from ...layers import Modulation
 from ...pipeline import Pipeline
@@ -31,7 +32,6 @@ from ...prompt import PromptTokenizer
 from ...text_encoder import TextEncoder, TextEncoderConfig
 from ...transformer import OvisImageTransformer, TransformerConfig
 from ...typography.captions import caption_characters
-from ...typography.fonts import Fonts
 from ...typography.rendering import Renderer
 from ...typography.settings import Typography
 from ..data import LatentCache, drawn_batches, encode_pictures
@@ -141,14 +141,14 @@ class NanoRun:
         device: str,
         deadline: float,
         num_workers: int,
-        fonts: Fonts | None = None,
+        faces: StyledFaces | None = None,
     ):
         self.recipe, self.device, self.deadline, self.num_workers = recipe, device, deadline, num_workers
         self.model, self.work = out / NAME, out / "work"
         (self.work / "samples").mkdir(parents=True, exist_ok=True)
         # Not a method: other processes get it, and must not get the networks with it.
-        self.draw = partial(draw, Renderer(recipe.typography, fonts), recipe.train.seed)
-        self.held_out = Renderer(recipe.typography, fonts, held_out=True)
+        self.draw = partial(draw, Renderer(recipe.typography, faces), recipe.train.seed)
+        self.held_out = Renderer(recipe.typography, faces, held_out=True)
         self.num_sizes = len(recipe.typography.sizes)
         # Of those for the autoencoder, behind the ones that the MMDiT sees.
         self.first_picture = max(recipe.num_pictures, 400_000)
