@@ -181,7 +181,13 @@ class OvisLabelledGrid(io.ComfyNode):
     def execute(
         cls, images, labels, columns, cell_size, font_size, column_labels=("",), row_labels=("",)
     ) -> io.NodeOutput:
-        across, down = "\n".join(column_labels), "\n".join(row_labels)
-        return io.NodeOutput(
-            labelled_grid(images, labels, across, down, columns[0], cell_size[0], font_size[0])
+        sheet = labelled_grid(
+            images,
+            labels,
+            column_labels="\n".join(column_labels),
+            row_labels="\n".join(row_labels),
+            columns=columns[0],
+            cell_size=cell_size[0],
+            font_size=font_size[0],
         )
+        return io.NodeOutput(sheet)

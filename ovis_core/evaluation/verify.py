@@ -5,14 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..drawing.fonts import BUILT_IN, Fonts
+from ..drawing.sheet import Look, draw_sheet
 from .benchmarks import scores
 from .ocr import Reader, Region, looks
 from .text_metrics import Match, Piece, Rules, error_rate, fold, match_texts
 
 RIGHT, WRONG, EXTRA = (0, 160, 60), (230, 40, 30), (240, 150, 0)  # colours of the frames
-CELL, GAP, CAPTION = 384, 8, 24  # pixels of a contact sheet
+CELL, LABEL = 384, 16  # pixels of a picture and of its label's letters on a sheet of ranked pictures
+SHEET_SIDE = 9000  # pixels of such a sheet at most, were it square; many pictures are made smaller
 MAX_COLUMNS = 5
 
 
@@ -132,7 +135,7 @@ def annotate(image: np.ndarray, verdict: Verdict) -> np.ndarray:
         for i in match.regions:
             colours[i] = WRONG if not match.is_exact or colours[i] == WRONG else RIGHT
     # Numbers, since no font with Chinese characters can be relied on.
-    font = ImageFont.load_default(max(10, min(picture.size) // 40))
+    font = BUILT_IN.at(max(10, min(picture.size) // 40))
     for i, region in enumerate(verdict.regions):
         draw.polygon(region.box, outline=colours[i], width=line)
         corner = (max(region.left, 0), max(region.top - font.size - 4, 0))
@@ -148,22 +151,16 @@ def ranking(verdicts: Iterable[Verdict]) -> list[int]:
     return [i for _, _, i in sorted(graded)]
 
 
-def contact_sheet(images: Sequence[np.ndarray], verdicts: Sequence[Verdict]) -> np.ndarray:
+def draw_ranking(images: Sequence[np.ndarray], verdicts: Sequence[Verdict]) -> np.ndarray:
     """All pictures, uint8, from the best to the worst, each with its rank, number from 1, and score."""
+    order = ranking(verdicts)
+    labels = [f"#{rank}  picture {i + 1}  score {verdicts[i].score:.3f}" for rank, i in enumerate(order, 1)]
+    look = Look(
+        cell_size=min(CELL, int(SHEET_SIDE / len(images) ** 0.5)),
+        font_size=LABEL,
+        paper=(32, 32, 32),
+        strips=[RIGHT if verdicts[i].passed else WRONG for i in order],
+    )
+    pictures = [Image.fromarray(images[i]) for i in order]
     columns = min(len(images), MAX_COLUMNS)
-    rows = -(-len(images) // columns)
-    size = (columns * (CELL + GAP) + GAP, rows * (CELL + CAPTION + GAP) + GAP)
-    sheet = Image.new("RGB", size, (32, 32, 32))
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(CAPTION - 8)
-    for rank, i in enumerate(ranking(verdicts)):
-        left = GAP + rank % columns * (CELL + GAP)
-        top = GAP + rank // columns * (CELL + CAPTION + GAP)
-        small = Image.fromarray(images[i])
-        small.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
-        sheet.paste(small, (left + (CELL - small.width) // 2, top + CAPTION + (CELL - small.height) // 2))
-        colour = RIGHT if verdicts[i].passed else WRONG
-        draw.rectangle((left, top, left + CELL - 1, top + CAPTION - 1), fill=colour)
-        label = f"#{rank + 1}  picture {i + 1}  score {verdicts[i].score:.3f}"
-        draw.text((left + 6, top + 2), label, fill=(255, 255, 255), font=font)
-    return np.asarray(sheet)
+    return np.asarray(draw_sheet(pictures, labels, columns=columns, look=look, fonts=Fonts([])))

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..drawing.fonts import BUILT_IN, Fonts
+from ..drawing.sheet import draw_sheet
 from ..files.storage import replacing
 
 CURVE_SIZE, CURVE_MARGIN = (900, 500), 60
-SHEET_COLUMNS, SHEET_GAP, LABEL_HEIGHT = 8, 4, 16  # the last two in pixels
 
 
 class Log:
@@ -64,7 +65,7 @@ def _plot(draw: ImageDraw.ImageDraw, points: np.ndarray, label: str) -> None:
         inner = width - 2 * CURVE_MARGIN, height - 2 * CURVE_MARGIN
         return CURVE_MARGIN + across * inner[0], height - CURVE_MARGIN - up * inner[1]
 
-    font = ImageFont.load_default(14)
+    font = BUILT_IN.at(14)
     for part in range(5):
         value = low + (high - low) * part / 4
         x, y = place(steps[0], value)
@@ -79,31 +80,11 @@ def _plot(draw: ImageDraw.ImageDraw, points: np.ndarray, label: str) -> None:
     draw.line([place(*p) for p in zip(steps[window - 1 :], mean, strict=True)], "#1f4e9c", 2)
 
 
-def draw_sheet(images: Tensor, labels: Sequence[str], path: Path, columns: int = 4) -> None:
-    """Pictures (B, 3, H, W) in [0, 1] in a grid, each with its caption below."""
-    labelled = [_labelled(to_image(image), label) for image, label in zip(images, labels, strict=True)]
-    save_image(contact_sheet(labelled, columns), path)
-
-
-def _labelled(image: Image.Image, label: str) -> Image.Image:
-    whole = Image.new("RGB", (image.width, image.height + LABEL_HEIGHT), "white")
-    whole.paste(image)
-    # The built-in font has Latin letters only.
-    text = label.encode("ascii", "replace").decode()[: image.width // 6]
-    ImageDraw.Draw(whole).text((2, image.height + 2), text, "black", ImageFont.load_default(10))
-    return whole
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int = SHEET_COLUMNS) -> Image.Image:
-    """Pictures side by side, in cells of the largest one's size."""
-    width = max(image.width for image in images) + SHEET_GAP
-    height = max(image.height for image in images) + SHEET_GAP
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * width + SHEET_GAP, rows * height + SHEET_GAP), (160, 160, 160))
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * width + SHEET_GAP, i // columns * height + SHEET_GAP))
-    return sheet
+def save_samples(images: Tensor, captions: Sequence[str], path: Path, columns: int = 4) -> None:
+    """Writes pictures (B, 3, H, W) in [0, 1] as one sheet, each above its caption."""
+    fonts = Fonts()
+    labels = [fonts.replace_missing(caption) for caption in captions]
+    save_image(draw_sheet([to_image(image) for image in images], labels, columns=columns, fonts=fonts), path)
 
 
 def to_image(image: Tensor) -> Image.Image:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..drawing.fonts import StyledFaces
+from ..drawing.sheet import Look, draw_sheet
 from ..files.storage import replacing
-from ..training.report import contact_sheet
 from .rendering import Example, Renderer
 from .settings import Typography
 
-SHEET_MAX = 64  # pictures
+SHEET_MAX, SHEET_COLUMNS = 64, 8  # pictures
+GREY = (160, 160, 160)  # which no picture's ground is
 
 
 class TypographyDataset(Dataset):
@@ -70,7 +71,7 @@ def write_dataset(folder: Path, renderer: Renderer, count: int, seed: int, sheet
         temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
     if sheet:
         with replacing(sheet) as temporary:
-            contact_sheet(images).save(temporary, format="PNG")
+            draw_sheet(images, columns=SHEET_COLUMNS, look=Look(paper=GREY)).save(temporary, format="PNG")
 
 
 def describe(example: Example) -> dict:

@@ -28,13 +28,14 @@ _spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).pare
 sys.modules["tiny_model"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sys.modules["tiny_model"])  # makes `ovis_core` importable
 
+from ovis_core.drawing.sheet import draw_sheet  # noqa: E402
 from ovis_core.evaluation.benchmarks import cvtg_ned, cvtg_word_accuracy  # noqa: E402
 from ovis_core.evaluation.ocr import RapidReader, reading_order  # noqa: E402
 from ovis_core.evaluation.text_metrics import Rules  # noqa: E402
 from ovis_core.evaluation.verify import annotate, judge  # noqa: E402
 from ovis_core.pipeline import load_pipeline  # noqa: E402
 from ovis_core.training.nano.recipe import CPU_RECIPE  # noqa: E402
-from ovis_core.training.report import contact_sheet, to_image  # noqa: E402
+from ovis_core.training.report import to_image  # noqa: E402
 from ovis_core.typography.palette import writing_colours  # noqa: E402
 from ovis_core.typography.rendering import Example, Renderer  # noqa: E402
 
@@ -134,7 +135,7 @@ def main() -> None:
     args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     # As many of each language as they are in all.
     step = max(len(framed) // SHEET, 1)
-    contact_sheet(framed[::step][:SHEET], columns=8).save(args.out.with_suffix(".png"), optimize=True)
+    draw_sheet(framed[::step][:SHEET], columns=8).save(args.out.with_suffix(".png"), optimize=True)
     print(json.dumps(result, indent=1, ensure_ascii=False))
 
 

@@ -203,21 +203,24 @@ def test_labels_that_cannot_be_are_a_sentence(server, inputs, sentence):
     assert sentence in error["exception_message"]
 
 
+PLAIN = {"column_labels": "", "row_labels": "", "columns": 0, "cell_size": 64, "font_size": 0}
+
+
 def test_a_font_in_models_fonts_is_used(pack, tmp_path, monkeypatch):
     adapter = pack("nodes.adapters.words.campaign")
     seen = []
     monkeypatch.setattr(adapter.folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(
-        adapter, "draw_grid", lambda *arguments: seen.append(arguments[-1]) or arguments[0][0]
+        adapter, "draw_sheet", lambda pictures, labels, **how: seen.append(how["fonts"]) or pictures[0]
     )
-    adapter.labelled_grid([torch.ones(1, 8, 8, 4)], ["a"], "", "", 0, 64, 0)
+    adapter.labelled_grid([torch.ones(1, 8, 8, 4)], ["a"], **PLAIN)
     assert seen[0].folders[0] == tmp_path / "fonts"
 
 
 def test_gray_and_transparent_pictures(pack):
     adapter = pack("nodes.adapters.words.campaign")
     clear = torch.tensor([0.2, 0.2, 0.2, 0.0]).expand(1, 2, 2, 4)
-    sheet = adapter.labelled_grid([clear, torch.zeros(1, 2, 2, 1)], [""], "", "", 2, 64, 0)
+    sheet = adapter.labelled_grid([clear, torch.zeros(1, 2, 2, 1)], [""], **PLAIN | {"columns": 2})
     assert sheet.shape[-1] == 3
     assert int((sheet == 0).all(-1).sum()) == 4
     assert int((sheet == 1).all(-1).sum()) == sheet[..., 0].numel() - 4

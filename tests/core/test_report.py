@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ovis_core.training.report import Log, draw_curve, draw_sheet
+from ovis_core.training.report import Log, draw_curve, save_samples
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path):
@@ -29,13 +29,15 @@ def test_the_curve_falls_as_the_loss_does(tmp_path):
     assert last > first + 200  # rows count downwards
 
 
-def test_a_sheet_holds_every_picture(tmp_path):
+def test_a_sheet_of_samples_holds_every_picture_and_caption(tmp_path):
     colours = torch.eye(3).repeat(2, 1)[:5]
     images = colours[:, :, None, None].expand(-1, -1, 32, 64)
-    draw_sheet(images, [f"picture {i}" for i in range(5)], tmp_path / "sheet.png", columns=2)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (3 * (48 + 4) + 4, 2 * (64 + 4) + 4, 3)
-    for i, colour in enumerate(colours):
-        row, column = i // 2 * (48 + 4) + 4 + 16, i % 2 * (64 + 4) + 4 + 32
-        assert (sheet[row, column] == (colour * 255).byte().numpy()).all()
-    assert (sheet[4 + 32 : 4 + 48, 4:-4] < 128).any(), "no captions"
+    sheets = []
+    for caption in ("", "picture \U000f0000"):  # which no font has
+        save_samples(images, [caption] * 5, tmp_path / "sheet.png", columns=2)
+        sheets.append(np.asarray(Image.open(tmp_path / "sheet.png")))
+    for sheet in sheets:
+        seen = [int((sheet == colour).all(-1).sum()) for colour in 255 * np.eye(3)]
+        assert seen == [2 * 32 * 64, 2 * 32 * 64, 32 * 64]
+    assert (sheets[1] < 128).all(-1).any(), "no captions"
+    assert sheets[1].shape[0] > sheets[0].shape[0]

@@ -11,8 +11,9 @@ from ovis_core.evaluation.ocr import Region
 from ovis_core.evaluation.text_metrics import Rules
 from ovis_core.evaluation.verify import (
     RIGHT,
+    WRONG,
     annotate,
-    contact_sheet,
+    draw_ranking,
     expected_texts,
     judge,
     ranking,
@@ -142,13 +143,23 @@ def test_ranking_puts_what_passed_first_and_is_stable():
 
 
 @pytest.mark.parametrize("count", [1, 5, 6])
-def test_contact_sheet_shows_every_picture_best_first(count):
+def test_a_ranking_shows_every_picture_best_first(count):
     reads = ["OPEM", "OPEN", "XXXX", "OPEM", "OPEN", "O"][:count]
     pictures = [np.full((50 + 10 * i, 90, 3), 40 * i + 10, np.uint8) for i in range(count)]
     verdicts = [verdict_on([read], ["OPEN"]) for read in reads]
-    sheet = contact_sheet(pictures, verdicts)
+    sheet = draw_ranking(pictures, verdicts)
+    height = 50 + 10 * (count - 1)
     columns, rows = min(count, 5), -(-count // 5)
-    assert sheet.shape == (rows * 416 + 8, columns * 392 + 8, 3)
+    assert sheet.shape[1] == columns * 98 + 8
     for rank, i in enumerate(ranking(verdicts)):
-        middle = sheet[8 + rank // 5 * 416 + 24 + 192, 8 + rank % 5 * 392 + 192]
-        assert (middle == 40 * i + 10).all()
+        x = 8 + rank % 5 * 98
+        seen = sheet[:, x : x + 90][sheet.shape[0] // rows * (rank // 5) :]
+        assert (seen == 40 * i + 10).all(-1).sum() == 90 * (50 + 10 * i)
+        strip = (seen[8 + height :] == (RIGHT if verdicts[i].passed else WRONG)).all(-1)
+        assert strip.sum() > 500
+
+
+def test_a_ranking_of_very_many_pictures_is_made_smaller():
+    picture = np.zeros((400, 400, 3), np.uint8)
+    verdicts = [verdict_on(["OPEN"], ["OPEN"])] * 700
+    assert 380 * 5 > draw_ranking([picture] * 700, verdicts).shape[1] > 300 * 5

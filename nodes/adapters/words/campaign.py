@@ -14,7 +14,7 @@ from torch import Tensor
 from ....ovis_core.campaign.plan import Plan, Templates, plan_rows
 from ....ovis_core.campaign.rows import EXTENSIONS, open_table, read_rows
 from ....ovis_core.drawing.fonts import FOLDERS, Fonts
-from ....ovis_core.drawing.sheet import draw_grid
+from ....ovis_core.drawing.sheet import Look, draw_sheet
 
 PASTED = "pasted rows"
 # What SaveImage and its like put behind a name: a counter, and the ending of a picture.
@@ -79,18 +79,24 @@ def output_exists() -> Callable[[str], bool]:
 def labelled_grid(
     images: list[Tensor],
     labels: list[str],
-    across: str,
-    down: str,
+    *,
+    column_labels: str,
+    row_labels: str,
     columns: int,
     cell_size: int,
     font_size: int,
 ) -> Tensor:
-    """Batches (B, H, W, C) of any sizes in one sheet (1, H, W, 3); see the core's draw_grid."""
+    """Puts batches (B, H, W, C) of any sizes on one sheet (1, H, W, 3); see the core's draw_sheet."""
     pictures = [_picture(image) for batch in images for image in batch]
-    names = label_list(labels, len(pictures))
-    fonts = Fonts([Path(folder_paths.models_dir) / "fonts", *FOLDERS])
-    lines = across.strip().splitlines(), down.strip().splitlines()
-    sheet = draw_grid(pictures, names, columns, *lines, cell_size, font_size, fonts)
+    sheet = draw_sheet(
+        pictures,
+        label_list(labels, len(pictures)),
+        columns=columns,
+        column_labels=column_labels.strip().splitlines(),
+        row_labels=row_labels.strip().splitlines(),
+        look=Look(cell_size, font_size),
+        fonts=Fonts([Path(folder_paths.models_dir) / "fonts", *FOLDERS]),
+    )
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255.0)[None]
 
 

@@ -16,7 +16,7 @@ from ....ovis_core.evaluation.text_metrics import Rules
 from ....ovis_core.evaluation.verify import (
     Verdict,
     annotate,
-    contact_sheet,
+    draw_ranking,
     expected_texts,
     ranking,
     verify,
@@ -99,7 +99,7 @@ def best_of(images: Sequence[Tensor], texts: Sequence[str], **how) -> tuple:
         order[0] + 1,
         ranked,
         [verdicts[i].score for i in order],
-        to_image([contact_sheet(arrays, verdicts)]),
+        to_image([draw_ranking(arrays, verdicts)]),
         _report(verdicts, order),
         _json([{"picture": i + 1} | verdicts[i].as_dict() for i in order]),
     )

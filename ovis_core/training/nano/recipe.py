@@ -36,7 +36,7 @@ from ...typography.rendering import Renderer
 from ...typography.settings import Typography
 from ..data import LatentCache, drawn_batches, encode_pictures
 from ..flow import checkpointed
-from ..report import Log, draw_curve, draw_sheet
+from ..report import Log, draw_curve, save_samples
 from ..state import RunState
 from ..trainer import TrainConfig, Trainer
 from .autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
@@ -274,7 +274,7 @@ class NanoRun:
         width, height = self.recipe.typography.sizes[0]
         steps, cfg = self.recipe.sample_steps, self.recipe.sample_cfg
         images = [pipeline(c, "", width, height, steps, cfg, seed) for seed, c in enumerate(captions)]
-        draw_sheet(torch.cat(images), captions, self.work / "samples" / f"{state.step:07}.png")
+        save_samples(torch.cat(images), captions, self.work / "samples" / f"{state.step:07}.png")
         save_transformer(parts[0].bfloat16(), self.model / "transformer", "diffusers")
         save_text_encoder(parts[1].bfloat16(), self.model / "text_encoder", "diffusers")
 
