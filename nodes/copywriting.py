@@ -134,9 +134,9 @@ class OvisPromptCheck(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str, steps: int, cfg: float, fix: bool, language: str, clip=None) -> io.NodeOutput:
-        line, outputs = check_prompt(text, clip, steps, cfg, fix, language)
+        line, checked = check_prompt(text, clip, steps, cfg, fix, language)
         PromptServer.instance.send_progress_text(line, cls.hidden.unique_id)
-        return io.NodeOutput(*outputs, ui=ui.PreviewText(outputs[1]))
+        return io.NodeOutput(*checked, ui=ui.PreviewText(checked.report))
 
 
 class OvisStyle(io.ComfyNode):

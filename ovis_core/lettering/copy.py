@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from .quotes import quote, quoted_texts
 
 FIELDS = ("headline", "subtitle", "body", "call_to_action", "price", "footer")  # from top to bottom
-LANGUAGES = ("English", "Chinese")
+LANGUAGES = ("en", "zh")
 
 
 @dataclass(frozen=True)
-class Wording:
+class Phrasing:
     """One language's sentences around the texts.
 
     openers: quotation marks in order of preference.
@@ -24,8 +24,8 @@ class Wording:
     scene: str
 
 
-WORDINGS = {
-    "English": Wording(
+PHRASINGS = {
+    "en": Phrasing(
         openers='"“',
         style="Lettering: ",
         texts="Text from top to bottom: ",
@@ -41,7 +41,7 @@ WORDINGS = {
         stop=". ",
         scene="Scene: ",
     ),
-    "Chinese": Wording(
+    "zh": Phrasing(
         openers="“「『",
         style="文字样式：",
         texts="画面文字从上到下：",
@@ -69,30 +69,30 @@ class Composed:
     texts: tuple[str, ...]
 
 
-def compose(texts: dict[str, str], scene: str = "", style: str = "", language: str = "English") -> Composed:
+def compose(texts: dict[str, str], scene: str = "", style: str = "", language: str = "en") -> Composed:
     """Copy by field -> a prompt with the lettering's style first, since the model follows it best there.
 
     Blank fields are left out; every other character of every field is in the prompt as it is given.
     Raises ValueError when all is blank, or when quotation marks leave in doubt what is to be drawn.
     """
-    wording = wording_of(language)
+    phrasing = phrasing_of(language)
     asked = {field: texts[field] for field in FIELDS if texts.get(field, "").strip()}
     phrases = [
-        wording.fields[field] + quote(text, openers_for(text, wording), f"the {field}")
+        phrasing.fields[field] + quote(text, openers_for(text, phrasing), f"the {field}")
         for field, text in asked.items()
     ]
-    return Composed(assemble(phrases, tuple(asked.values()), scene, style, wording), tuple(asked.values()))
+    return Composed(assemble(phrases, tuple(asked.values()), scene, style, phrasing), tuple(asked.values()))
 
 
-def assemble(phrases: list[str], texts: tuple[str, ...], scene: str, style: str, wording: Wording) -> str:
+def assemble(phrases: list[str], texts: tuple[str, ...], scene: str, style: str, phrasing: Phrasing) -> str:
     """Style, quoted texts and scene -> the prompt. Raises ValueError as `compose` does."""
     parts = []
     if style.strip():
-        parts.append(wording.style + _sentence(style, wording))
+        parts.append(phrasing.style + _sentence(style, phrasing))
     if phrases:
-        parts.append(wording.texts + wording.comma.join(phrases) + wording.stop)
+        parts.append(phrasing.texts + phrasing.comma.join(phrases) + phrasing.stop)
     if scene.strip():
-        parts.append(wording.scene + scene if parts else scene)
+        parts.append(phrasing.scene + scene if parts else scene)
     prompt = "".join(parts)
     if not prompt:
         raise ValueError("every field is empty; fill in a headline or a scene")
@@ -104,21 +104,23 @@ def assemble(phrases: list[str], texts: tuple[str, ...], scene: str, style: str,
     return prompt if scene.strip() else prompt.removesuffix(" ")
 
 
-def wording_of(language: str) -> Wording:
-    """Raises ValueError for a language that has no wording."""
-    if language not in WORDINGS:
+def phrasing_of(language: str) -> Phrasing:
+    """Raises ValueError for a language that has no phrasing."""
+    if language not in PHRASINGS:
         raise ValueError(f"the language is {language!r}; choose one of {', '.join(LANGUAGES)}")
-    return WORDINGS[language]
+    return PHRASINGS[language]
 
 
-def openers_for(text: str, wording: Wording) -> str:
+def openers_for(text: str, phrasing: Phrasing) -> str:
     """The language's quotes, but curly ones where the tokenizer would merge a straight one with a symbol."""
-    return wording.openers if text[0].isalnum() else wording.openers.replace('"', "") + '"'
+    return phrasing.openers if text[0].isalnum() else phrasing.openers.replace('"', "") + '"'
 
 
-def _sentence(text: str, wording: Wording) -> str:
+def _sentence(text: str, phrasing: Phrasing) -> str:
     return (
-        text + wording.stop.strip() * (not text.rstrip().endswith(ENDINGS)) + " " * wording.stop.endswith(" ")
+        text
+        + phrasing.stop.strip() * (not text.rstrip().endswith(ENDINGS))
+        + " " * phrasing.stop.endswith(" ")
     )
 
 

@@ -3,37 +3,37 @@
 import math
 from dataclasses import dataclass
 
-from .copy import Composed, Wording, assemble, openers_for, wording_of
+from .copy import Composed, Phrasing, assemble, openers_for, phrasing_of
 from .quotes import quote
 
 SCALE = 1000  # box coordinates run from 0 to this, in both directions
-ROWS = {"English": ("top", "middle", "bottom"), "Chinese": ("上方", "中部", "下方")}
-COLUMNS = {"English": ("left", "centre", "right"), "Chinese": ("左侧", "中央", "右侧")}
-FULL_WIDTH = {"English": ", across the full width", "Chinese": "，横贯整个画面"}
-VERTICAL = {"English": ", set vertically", "Chinese": "，竖排"}
+ROWS = {"en": ("top", "middle", "bottom"), "zh": ("上方", "中部", "下方")}
+COLUMNS = {"en": ("left", "centre", "right"), "zh": ("左侧", "中央", "右侧")}
+FULL_WIDTH = {"en": ", across the full width", "zh": "，横贯整个画面"}
+VERTICAL = {"en": ", set vertically", "zh": "，竖排"}
 SIZES = {
-    "English": ("very large letters", "large letters", "medium-sized letters", "small letters"),
-    "Chinese": ("特大字", "大字", "中等大小的字", "小字"),
+    "en": ("very large letters", "large letters", "medium-sized letters", "small letters"),
+    "zh": ("特大字", "大字", "中等大小的字", "小字"),
 }
 SIZE_STEPS = (0.2, 0.1, 0.05)  # height of a line of letters, as a part of the picture's
 COLOURS = {
-    (0, 0, 0): ("black", "黑色"),
-    (128, 128, 128): ("grey", "灰色"),
-    (255, 255, 255): ("white", "白色"),
-    (255, 0, 0): ("red", "红色"),
-    (128, 0, 0): ("dark red", "深红色"),
-    (255, 128, 0): ("orange", "橙色"),
-    (255, 215, 0): ("golden yellow", "金黄色"),
-    (128, 64, 0): ("brown", "棕色"),
-    (0, 160, 0): ("green", "绿色"),
-    (0, 80, 0): ("dark green", "深绿色"),
-    (0, 200, 200): ("turquoise", "青绿色"),
-    (80, 160, 255): ("light blue", "浅蓝色"),
-    (0, 0, 255): ("blue", "蓝色"),
-    (0, 0, 96): ("dark blue", "深蓝色"),
-    (128, 0, 160): ("purple", "紫色"),
-    (255, 105, 180): ("pink", "粉色"),
-    (245, 235, 210): ("cream", "米色"),
+    (0, 0, 0): {"en": "black", "zh": "黑色"},
+    (128, 128, 128): {"en": "grey", "zh": "灰色"},
+    (255, 255, 255): {"en": "white", "zh": "白色"},
+    (255, 0, 0): {"en": "red", "zh": "红色"},
+    (128, 0, 0): {"en": "dark red", "zh": "深红色"},
+    (255, 128, 0): {"en": "orange", "zh": "橙色"},
+    (255, 215, 0): {"en": "golden yellow", "zh": "金黄色"},
+    (128, 64, 0): {"en": "brown", "zh": "棕色"},
+    (0, 160, 0): {"en": "green", "zh": "绿色"},
+    (0, 80, 0): {"en": "dark green", "zh": "深绿色"},
+    (0, 200, 200): {"en": "turquoise", "zh": "青绿色"},
+    (80, 160, 255): {"en": "light blue", "zh": "浅蓝色"},
+    (0, 0, 255): {"en": "blue", "zh": "蓝色"},
+    (0, 0, 96): {"en": "dark blue", "zh": "深蓝色"},
+    (128, 0, 160): {"en": "purple", "zh": "紫色"},
+    (255, 105, 180): {"en": "pink", "zh": "粉色"},
+    (245, 235, 210): {"en": "cream", "zh": "米色"},
 }
 
 
@@ -65,19 +65,19 @@ def read_boxes(elements: object) -> list[Box]:
     return [box for box in boxes if box.text.strip() or box.description.strip()]
 
 
-def place(boxes: list[Box], scene: str = "", style: str = "", language: str = "English") -> Composed:
+def place(boxes: list[Box], scene: str = "", style: str = "", language: str = "en") -> Composed:
     """Boxes -> a prompt that says where each text and thing stands, and the texts in reading order.
 
     Raises ValueError when no box has a text, and as `copy.compose` does.
     """
-    wording = wording_of(language)
+    phrasing = phrasing_of(language)
     lettered = reading_order([box for box in boxes if box.text.strip()])
     if not lettered:
         raise ValueError("no box has a text; set a box's type to text and type what it is to say")
     texts = tuple(box.text for box in lettered)
-    phrases = [_text_phrase(box, language, wording) for box in lettered]
+    phrases = [_text_phrase(box, language, phrasing) for box in lettered]
     phrases += [_thing_phrase(box, language) for box in boxes if not box.text.strip()]
-    return Composed(assemble(phrases, texts, scene, style, wording), texts)
+    return Composed(assemble(phrases, texts, scene, style, phrasing), texts)
 
 
 def reading_order(boxes: list[Box]) -> list[Box]:
@@ -102,29 +102,29 @@ def _side_by_side(first: Box, second: Box) -> bool:
     return shared >= 0.5 * min(first.bottom - first.top, second.bottom - second.top)
 
 
-def _text_phrase(box: Box, language: str, wording: Wording) -> str:
-    quoted = quote(box.text, openers_for(box.text, wording), "a box's text")
+def _text_phrase(box: Box, language: str, phrasing: Phrasing) -> str:
+    quoted = quote(box.text, openers_for(box.text, phrasing), "a box's text")
     vertical = VERTICAL[language] if box.is_vertical else ""
     letters = _letters(box, language)
-    if language == "Chinese":
-        colour = f"，{_colour(box.colour, 1)}" if box.colour else ""
+    if language == "zh":
+        colour = f"，{_colour(box.colour, language)}" if box.colour else ""
         description = f"，{box.description}" if box.description.strip() else ""
         return f"{_where(box, language)}是{letters}{quoted}{colour}{vertical}{description}"
-    colour = f"{_colour(box.colour, 0)} " if box.colour else ""
+    colour = f"{_colour(box.colour, language)} " if box.colour else ""
     description = f", {box.description}" if box.description.strip() else ""
     return f"{quoted} in {colour}{letters} {_where(box, language)}{vertical}{description}"
 
 
 def _thing_phrase(box: Box, language: str) -> str:
     where = _where(box, language)
-    return f"{where}是{box.description}" if language == "Chinese" else f"{box.description} {where}"
+    return f"{where}是{box.description}" if language == "zh" else f"{box.description} {where}"
 
 
 def _where(box: Box, language: str) -> str:
     row = ROWS[language][_third((box.top + box.bottom) / 2)]
     column = COLUMNS[language][_third((box.left + box.right) / 2)]
     wide = FULL_WIDTH[language] if box.right - box.left >= 0.8 * SCALE else ""
-    if language == "Chinese":
+    if language == "zh":
         return f"画面{row}{column}{wide}"
     spot = "in the centre" if (row, column) == ("middle", "centre") else f"at the {row} {column}"
     return spot + wide
@@ -142,7 +142,7 @@ def _letters(box: Box, language: str) -> str:
     return SIZES[language][step]
 
 
-def _colour(colour: tuple[int, int, int], language: int) -> str:
+def _colour(colour: tuple[int, int, int], language: str) -> str:
     nearest = min(COLOURS, key=lambda known: math.dist(known, colour))
     return COLOURS[nearest][language]
 

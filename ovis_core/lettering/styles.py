@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from .copy import wording_of
+from .copy import LANGUAGES, phrasing_of
 
 SHIPPED = Path(__file__).with_name("styles.json")
-KEYS = {"English": "en", "Chinese": "zh"}
-COLOUR = {"English": ", in {}", "Chinese": "，颜色为{}"}
+COLOUR = {"en": ", in {}", "zh": "，颜色为{}"}
 MAX_BYTES = 1 << 20
 EXPECTED = '{"my style": {"en": "...", "zh": "..."}}'
 
@@ -27,7 +26,7 @@ def load_styles(path: Path) -> Styles:
     if not isinstance(styles, dict):
         raise ValueError(f"the styles in {path} are a {type(styles).__name__}; expected {EXPECTED}")
     for name, style in styles.items():
-        if not isinstance(style, dict) or set(style) != set(KEYS.values()):
+        if not isinstance(style, dict) or set(style) != set(LANGUAGES):
             raise ValueError(f'the style {name!r} in {path} must have "en" and "zh" and nothing else')
         if not name.strip() or not all(isinstance(text, str) and text.strip() for text in style.values()):
             raise ValueError(f"the style {name!r} in {path} needs a name and two texts that are not empty")
@@ -41,10 +40,10 @@ def all_styles(own: Path) -> Styles:
 
 def describe(styles: Styles, name: str, language: str, colour: str = "") -> str:
     """A style in one language, with a colour if one is wanted. Raises ValueError for an unknown name."""
-    wording_of(language)
+    phrasing_of(language)
     if name not in styles:
         raise ValueError(
             f"there is no lettering style {name!r}; choose one of {', '.join(sorted(styles)[:5])}, ..."
         )
-    text = styles[name][KEYS[language]]
+    text = styles[name][language]
     return text + (COLOUR[language].replace("{}", colour) if colour.strip() else "")

@@ -209,6 +209,17 @@ def test_another_models_clip_is_one_sentence(pack, comfyui):
         pack("nodes.adapters.words.lettering").check_prompt("a", clip, 50, 5.0, False, "English")
 
 
+def test_a_linked_language_that_is_not_offered_is_one_sentence(pack):
+    adapter = pack("nodes.adapters.words.lettering")
+    for call in (
+        lambda: adapter.check_prompt("a", None, 50, 5.0, False, "en"),
+        lambda: adapter.write_copy({"headline": "A"}, "", "", "en"),
+        lambda: adapter.describe_style("neon", "en", ""),
+    ):
+        with pytest.raises(ValueError, match="the language is 'en'; choose one of English, Chinese"):
+            call()
+
+
 def style_graph(style: str, language: str = "English", colour: str = "") -> dict:
     inputs = {"style": style, "language": language, "colour": colour}
     return {"style": {"class_type": "OvisStyle", "inputs": inputs}, "shown": shown("style")}

@@ -25,7 +25,7 @@ LETTERS = st.sampled_from("\"“”「」『』«»'5aZ猫\n\t\\/{}|$ 🎉")
 
 def test_english():
     texts = {"headline": "SUMMER", "price": "$9", "footer": "Oslo"}
-    composed = compose(texts, "a beach at dusk", "bold red serif", "English")
+    composed = compose(texts, "a beach at dusk", "bold red serif", "en")
     assert composed.prompt == (
         'Lettering: bold red serif. Text from top to bottom: the large headline "SUMMER", the price “$9”, in '
         'small letters at the bottom the footer "Oslo". Scene: a beach at dusk'
@@ -34,7 +34,7 @@ def test_english():
 
 
 def test_chinese():
-    composed = compose({"headline": "“双11”", "subtitle": "全场5折"}, "红色背景", "金色书法。", "Chinese")
+    composed = compose({"headline": "“双11”", "subtitle": "全场5折"}, "红色背景", "金色书法。", "zh")
     assert composed.prompt == (
         "文字样式：金色书法。画面文字从上到下：大标题““双11””，副标题“全场5折”。画面：红色背景"
     )
@@ -76,5 +76,5 @@ def test_nothing_at_all_is_refused():
 
 
 def test_an_unknown_language_is_refused():
-    with pytest.raises(ValueError, match="choose one of English, Chinese"):
+    with pytest.raises(ValueError, match="choose one of en, zh"):
         compose({"headline": "A"}, language="French")

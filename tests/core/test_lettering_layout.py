@@ -21,7 +21,7 @@ ELEMENTS = [
 
 
 def test_english():
-    composed = place(read_boxes(ELEMENTS), "the sea", "bold serif", "English")
+    composed = place(read_boxes(ELEMENTS), "the sea", "bold serif", "en")
     assert composed.texts == ("SUMMER", "$9.99", "Oslo, 5 May")
     assert composed.prompt == (
         "Lettering: bold serif. Text from top to bottom: "
@@ -34,7 +34,7 @@ def test_english():
 
 def test_chinese():
     boxes = read_boxes([element([0, 400, 900, 500], "春风十里"), element([0, 700, 900, 800], "不如你")])
-    composed = place(boxes, "水墨山水", "", "Chinese")
+    composed = place(boxes, "水墨山水", "", "zh")
     assert composed.texts == ("不如你", "春风十里")
     assert composed.prompt == (
         "画面文字从上到下：画面中部右侧是大字“不如你”，竖排，画面中部中央是大字“春风十里”，竖排。画面：水墨山水"
@@ -57,7 +57,7 @@ BOXES = st.tuples(SPANS, SPANS).map(lambda spans: [n for pair in zip(*spans, str
 )
 def test_every_text_is_in_the_prompt_in_reading_order(given_boxes):
     boxes = read_boxes([element(bbox, text) for bbox, text in given_boxes])
-    for language in ("English", "Chinese"):
+    for language in ("en", "zh"):
         composed = place(boxes, language=language)
         assert quoted_texts(composed.prompt) == list(composed.texts)
         assert sorted(composed.texts) == sorted(text for _, text in given_boxes)

@@ -172,8 +172,8 @@ def test_over_budget_says_what_is_lost(meter):
     finding = result.findings[0]
     assert (finding.code, finding.severity) == ("over_budget", "error")
     assert result.prompt[: finding.start].count("hello") + 39 == pytest.approx(MAX_TOKENS, abs=14)
-    assert f"lost: {'hello ' * 3}"[:12] in report(result, "English")
-    assert json.loads(as_json(result, "English"))["tokens"]["lost_text"].endswith("the end")
+    assert f"lost: {'hello ' * 3}"[:12] in report(result, "en")
+    assert json.loads(as_json(result, "en"))["tokens"]["lost_text"].endswith("the end")
 
 
 def test_only_the_templates_end_lost(meter):
@@ -228,22 +228,22 @@ def test_without_fix_nothing_is_changed(prompt):
 
 def test_copy_passes_its_own_check(meter):
     texts = {"headline": "夏日大促", "price": "$9.99", "footer": 'a "b"', "subtitle": "“双11”"}
-    for language in ("English", "Chinese"):
+    for language in ("en", "zh"):
         assert check(compose(texts, "a beach", "bold red", language).prompt, meter).findings == ()
 
 
 def test_report_and_json():
     prompt = 'two\nlines “SALE" <|im_end|>'
     result = check(prompt, steps=4)
-    assert report(result, "English").splitlines() == [
+    assert report(result, "en").splitlines() == [
         "tokens not counted: connect a CLIP; 1 error; 2 warnings",
         "error (line 2, column 14): <|im_end|> is a control token: the model reads a command, not these "
         "characters; take it out",
         "warning: 4 steps are below 20, too few for clean letters; use 50, or 20 for a draft",
         'warning (line 2, column 12): " closes another kind of quotation mark; write ”',
     ]
-    assert report(result, "Chinese").splitlines()[0] == "未计算 token：请连接 CLIP；错误 1 条；警告 2 条"
-    data = json.loads(as_json(result, "Chinese"))
+    assert report(result, "zh").splitlines()[0] == "未计算 token：请连接 CLIP；错误 1 条；警告 2 条"
+    data = json.loads(as_json(result, "zh"))
     assert (data["tokens"], data["texts"], data["prompt"]) == (None, ["SALE"], prompt)
     first = data["findings"][0]
     assert (first["code"], prompt[first["start"] : first["end"]]) == ("control_token", "<|im_end|>")
@@ -252,28 +252,28 @@ def test_report_and_json():
 
 def test_summary_counts_tokens(meter):
     num_tokens = read('"A"', meter).num_tokens
-    assert summary(check('"A"', meter), "English") == (
+    assert summary(check('"A"', meter), "en") == (
         f"{num_tokens} of 284 tokens (39 of them the template's); nothing to complain of"
     )
 
 
 def test_every_message_is_in_both_languages():
     for code, texts in MESSAGES.items():
-        assert set(texts) == {"English", "Chinese"}, code
-        assert texts["Chinese"][0] != texts["English"][0]
+        assert set(texts) == {"en", "zh"}, code
+        assert texts["zh"][0] != texts["en"][0]
     assert list(SEVERITIES) == ["error", "warning", "note"]
 
 
 def test_braces_and_percent_signs_in_a_prompt_are_no_format():
-    assert "{excerpt}" in report(check("says A{excerpt}%s{0}"), "English")
+    assert "{excerpt}" in report(check("says A{excerpt}%s{0}"), "en")
 
 
 @pytest.mark.parametrize(("prompt", "fix"), [("a “ " * 50, False), ("(a:1.2) " * 50, True)])
 def test_many_of_a_kind_are_counted_and_the_first_20_listed(prompt, fix):
     result = check(prompt, fix=fix)
-    listed = json.loads(as_json(result, "English"))["fixed" if fix else "findings"]
+    listed = json.loads(as_json(result, "en"))["fixed" if fix else "findings"]
     of_the_kind = [entry for entry in listed if entry["code"] != "no_copy"]
     assert len(of_the_kind) == 20
     assert [entry["start"] for entry in of_the_kind[:2]] == ([0, 8] if fix else [2, 6])
-    assert ("50 fixed" if fix else "50 warnings") in summary(result, "English")
-    assert len(report(result, "English").splitlines()) == 22
+    assert ("50 fixed" if fix else "50 warnings") in summary(result, "en")
+    assert len(report(result, "en").splitlines()) == 22

@@ -23,9 +23,9 @@ def test_shipped_styles():
 
 def test_description(tmp_path):
     styles = all_styles(tmp_path / "none.json")
-    assert describe(styles, "chalk", "English") == styles["chalk"]["en"]
-    assert describe(styles, "chalk", "English", "{pale} blue").endswith("edges, in {pale} blue")
-    assert describe(styles, "chalk", "Chinese", "浅蓝").endswith("，颜色为浅蓝")
+    assert describe(styles, "chalk", "en") == styles["chalk"]["en"]
+    assert describe(styles, "chalk", "en", "{pale} blue").endswith("edges, in {pale} blue")
+    assert describe(styles, "chalk", "zh", "浅蓝").endswith("，颜色为浅蓝")
 
 
 def test_own_styles_come_beside_and_above(tmp_path):
@@ -35,8 +35,8 @@ def test_own_styles_come_beside_and_above(tmp_path):
         + json.dumps({"沙画": {"en": "sand", "zh": "沙"}, "neon": {"en": "x", "zh": "y"}}).encode()
     )
     styles = all_styles(path)
-    assert describe(styles, "沙画", "Chinese") == "沙"
-    assert describe(styles, "neon", "English") == "x"
+    assert describe(styles, "沙画", "zh") == "沙"
+    assert describe(styles, "neon", "en") == "x"
     assert list(styles)[-1] == "沙画"
 
 
@@ -74,4 +74,4 @@ def test_a_file_that_is_not_utf_8_or_too_large(tmp_path):
 
 def test_an_unknown_style():
     with pytest.raises(ValueError, match="no lettering style 'x'; choose one of"):
-        describe(load_styles(SHIPPED), "x", "English")
+        describe(load_styles(SHIPPED), "x", "en")

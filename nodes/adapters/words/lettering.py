@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import folder_paths
+from comfy.sd import CLIP
 
-from ....ovis_core.lettering.copy import LANGUAGES, Composed, compose, wording_of
+from ....ovis_core.lettering.copy import Composed, compose
 from ....ovis_core.lettering.layout import place, read_boxes
 from ....ovis_core.lettering.lint import check
 from ....ovis_core.lettering.lint_report import as_json, report, summary
@@ -13,30 +15,46 @@ from ....ovis_core.lettering.meter import Meter
 from ....ovis_core.lettering.styles import SHIPPED, all_styles, describe, load_styles
 from ....ovis_core.prompt import TOKEN_IDS
 
-__all__ = ["LANGUAGES", "check_prompt", "describe_style", "style_names", "write_copy", "write_layout"]
-
+LANGUAGES = {"English": "en", "Chinese": "zh"}  # as saved workflows have them -> as the core has them
 OWN_STYLES = Path("ovis_image", "lettering_styles.json")  # below user/default
 
 
-def write_copy(texts: dict[str, str], scene: str, style: str, language: str) -> tuple[str, str, str]:
-    """-> the prompt, the texts one per line, and the texts as JSON, where a line break is not a border."""
-    return _outputs(compose(texts, scene, style, language))
+class Written(NamedTuple):
+    """A prompt and its texts in reading order; in JSON a text may have several lines."""
+
+    prompt: str
+    texts: str  # one per line
+    texts_json: str
 
 
-def write_layout(elements: list, scene: str, style: str, language: str) -> tuple[str, str, str]:
-    """Boxes -> what `write_copy` gives."""
-    return _outputs(place(read_boxes(elements), scene, style, language))
+class Checked(NamedTuple):
+    """A prompt, fixed if that was asked for, and what was found in it."""
+
+    prompt: str
+    report: str
+    report_json: str
+    num_tokens: int
+
+
+def write_copy(texts: dict[str, str], scene: str, style: str, language: str) -> Written:
+    """Writes a prompt from the texts of a poster."""
+    return _outputs(compose(texts, scene, style, _code(language)))
+
+
+def write_layout(elements: list, scene: str, style: str, language: str) -> Written:
+    """Writes a prompt from the boxes of Create Bounding Boxes."""
+    return _outputs(place(read_boxes(elements), scene, style, _code(language)))
 
 
 def check_prompt(
-    prompt: str, clip, steps: int, cfg: float, fix: bool, language: str
-) -> tuple[str, tuple[str, str, str, int]]:
-    """-> one line, and (the prompt, the report, the report as JSON, the number of tokens)."""
-    wording_of(language)
+    prompt: str, clip: CLIP | None, steps: int, cfg: float, fix: bool, language: str
+) -> tuple[str, Checked]:
+    """Checks a prompt -> one line to show, and the node's outputs."""
+    language = _code(language)
     checked = check(prompt, clip and _meter(clip), steps, cfg, fix)
     num_tokens = checked.reading.num_tokens if checked.reading else 0
-    outputs = checked.prompt, report(checked, language), as_json(checked, language), num_tokens
-    return summary(checked, language), outputs
+    found = Checked(checked.prompt, report(checked, language), as_json(checked, language), num_tokens)
+    return summary(checked, language), found
 
 
 def style_names() -> list[str]:
@@ -48,18 +66,26 @@ def style_names() -> list[str]:
 
 
 def describe_style(name: str, language: str, colour: str) -> str:
-    return describe(all_styles(_own_styles()), name, language, colour)
+    return describe(all_styles(_own_styles()), name, _code(language), colour)
+
+
+def _code(language: str) -> str:
+    """Raises ValueError for a language that is not offered, which a linked text may be."""
+    if language not in LANGUAGES:
+        raise ValueError(f"the language is {language!r}; choose one of {', '.join(LANGUAGES)}")
+    return LANGUAGES[language]
 
 
 def _own_styles() -> Path:
     return Path(folder_paths.get_user_directory(), "default", OWN_STYLES)
 
 
-def _outputs(composed: Composed) -> tuple[str, str, str]:
-    return composed.prompt, "\n".join(composed.texts), json.dumps(composed.texts, ensure_ascii=False)
+def _outputs(composed: Composed) -> Written:
+    texts = json.dumps(composed.texts, ensure_ascii=False)
+    return Written(composed.prompt, "\n".join(composed.texts), texts)
 
 
-def _meter(clip) -> Meter:
+def _meter(clip: CLIP) -> Meter:
     """Ours tells what it cut off; every other CLIP gives all tokens, padded."""
 
     def own_tokens(prompt: str) -> tuple[list[int], int]:
