@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from .adapters.sampling.sampler import SAMPLER_NAMES
-from .adapters.words.verify import MAX_SEED, best_of, retry, verify_images
+from .adapters.words.verify import MAX_SEED, Found, best_of, retry, verify_images
 
 CATEGORY = "Ovis-Image/Text"
 REPORT = io.String.Output(
@@ -83,9 +83,9 @@ class OvisTextVerify(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, texts: str, **how) -> io.NodeOutput:
-        annotated, score, passed, report, details = verify_images(image, texts, **how)
-        PromptServer.instance.send_progress_text(report.split("\n")[0], cls.hidden.unique_id)
-        return io.NodeOutput(annotated, score, passed, report, details, ui=ui.PreviewText(report))
+        verified = verify_images(image, texts, **how)
+        PromptServer.instance.send_progress_text(verified.report.split("\n")[0], cls.hidden.unique_id)
+        return io.NodeOutput(*verified, ui=ui.PreviewText(verified.report))
 
 
 class OvisTextBestOf(io.ComfyNode):
@@ -124,10 +124,10 @@ class OvisTextBestOf(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: list, texts: list, **how) -> io.NodeOutput:
-        best, number, *others, report, details = best_of(images, texts, **{k: v[0] for k, v in how.items()})
-        line = f"picture {number} is the best of {len(others[0])}, score {others[1][0]:.3f}"
+        found = best_of(images, texts, **{name: values[0] for name, values in how.items()})
+        line = f"picture {found.number} is the best of {len(found.ranked)}, score {found.scores[0]:.3f}"
         PromptServer.instance.send_progress_text(line, cls.hidden.unique_id[0])
-        return io.NodeOutput(best, number, *others, report, details, ui=ui.PreviewText(f"{line}\n{report}"))
+        return io.NodeOutput(*found, ui=ui.PreviewText(f"{line}\n{found.report}"))
 
 
 class OvisTextRetry(io.ComfyNode):
@@ -219,7 +219,8 @@ class OvisTextRetry(io.ComfyNode):
 
     @classmethod
     def execute(cls, state=None, image=None, best=None, **inputs) -> io.NodeOutput:
-        outputs, expand = retry(
-            cls.hidden.unique_id, inputs, PromptServer.instance.send_progress_text, state, image, best
-        )
-        return io.NodeOutput(*outputs, expand=expand, ui=None if expand else ui.PreviewText(outputs[4]))
+        tell = PromptServer.instance.send_progress_text
+        step = retry(cls.hidden.unique_id, inputs, tell, state, image, best)
+        if isinstance(step, Found):
+            return io.NodeOutput(*step, ui=ui.PreviewText(step.report))
+        return io.NodeOutput(*step.outputs, expand=step.graph)

@@ -173,10 +173,8 @@ def test_what_is_no_picture_is_refused(pack, image, message):
 def test_pictures_of_any_channels_are_read(pack, channels):
     grey = torch.from_numpy(np.array(drawn("OPEN LATE").convert("L"))).float()[None, ..., None] / 255
     image = grey.expand(1, 240, 480, channels).clone()
-    annotated, score, passed, _, _ = pack("nodes.adapters.words.verify").verify_images(
-        image, "OPEN LATE", **JUDGING
-    )
-    assert (annotated.shape, score, passed) == ((1, 240, 480, 3), 1, True)
+    found = pack("nodes.adapters.words.verify").verify_images(image, "OPEN LATE", **JUDGING)
+    assert (found.annotated.shape, found.score, found.passed) == ((1, 240, 480, 3), 1, True)
 
 
 def retry(server, texts: str, max_tries: int, **inputs) -> dict:
@@ -224,6 +222,7 @@ def test_retry_can_be_interrupted(server):
 def steps(pack, monkeypatch):
     """Runs Retry's steps with scores given beforehand in place of reading -> outputs, told lines, seeds."""
     adapter = pack("nodes.adapters.words.verify")
+    from comfy_execution.caching import to_hashable
 
     def run(scores, max_tries, seed=0):
         verdicts = [
@@ -234,15 +233,18 @@ def steps(pack, monkeypatch):
         inputs |= {"model": ["1", 0], "vae": ["1", 2]}
         told, seeds, images, state, image, best = [], [], {}, None, None, None
         for number in range(100):
-            outputs, expand = adapter.retry("9", inputs, lambda *line: told.append(line), state, image, best)
-            if expand is None:
-                return outputs, told, seeds
-            (step,) = (n["inputs"] for n in expand.values() if n["class_type"] == "OvisTextRetry")
-            seeds += [n["inputs"]["seed"] for n in expand.values() if n["class_type"] == "OvisImageSampler"]
+            found = adapter.retry("9", inputs, lambda *line: told.append(line), state, image, best)
+            if isinstance(found, adapter.Found):
+                return found, told, seeds
+            nodes = found.graph.values()
+            (step,) = (n["inputs"] for n in nodes if n["class_type"] == "OvisTextRetry")
+            seeds += [n["inputs"]["seed"] for n in nodes if n["class_type"] == "OvisImageSampler"]
             assert step["vae"] == ["1", 2]
             image = torch.full((len(scores[number]), 8, 8, 3), number / 100)
             images[step["image"][0]] = image
-            state, best = step["state"], images.get(step.get("best", [None])[0])
+            state = json.loads(json.dumps(step["state"]))
+            assert to_hashable(state) == to_hashable(step["state"]), "ComfyUI cannot tell states apart"
+            best = images.get(step.get("best", [None])[0])
             adapter.GraphBuilder.set_default_prefix(f"9.{number}", 0)
         raise AssertionError("it never ends")
 
@@ -261,13 +263,19 @@ def steps(pack, monkeypatch):
     ],
 )
 def test_retry_stops_early_and_keeps_the_best(steps, scores, max_tries, tries, winner):
-    (image, seed, count, passed, report, details), told, seeds = steps(scores, max_tries, seed=40)
+    found, told, seeds = steps(scores, max_tries, seed=40)
     assert seeds == [40 + i for i in range(tries)]
-    assert (seed, count, passed) == (40 + winner, tries, max(max(batch) for batch in scores[:tries]) == 1)
-    assert image.shape == (1, 8, 8, 3)
-    assert image.mean().item() == pytest.approx(winner / 100)
-    assert report.startswith(f"seed {40 + winner} of {tries} tries\n")
-    assert json.loads(details)["num_tries"] == tries
+    assert (found.seed, found.num_tries) == (40 + winner, tries)
+    assert found.passed == (max(max(batch) for batch in scores[:tries]) == 1)
+    assert found.image.shape == (1, 8, 8, 3)
+    assert found.image.mean().item() == pytest.approx(winner / 100)
+    assert found.report.startswith(f"seed {40 + winner} of {tries} tries\n")
+    assert json.loads(found.json)["num_tries"] == tries
+    assert json.loads(found.json)["tries"][0] == {
+        "seed": 40,
+        "score": max(scores[0]),
+        "passed": tries == 1 and found.passed,
+    }
     assert [node for _, node in told] == ["9"] * tries
     assert told[0][0].startswith(f"try 1 of {max_tries}, seed 40: ")
 

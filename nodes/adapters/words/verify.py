@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -69,22 +71,56 @@ def verify_all(
     return verdicts
 
 
-def verify_images(images: Tensor, texts: str, **how) -> tuple[Tensor, float, bool, str, str]:
-    """-> the annotated pictures, the lowest score, whether all passed, the report and all of it as JSON."""
+class Verified(NamedTuple):
+    """What OvisTextVerify gives."""
+
+    annotated: Tensor
+    score: float  # the lowest
+    passed: bool  # all of them
+    report: str
+    json: str
+
+
+class Ranked(NamedTuple):
+    """What OvisTextBestOf gives."""
+
+    best: Tensor
+    number: int  # of the best, from 1
+    ranked: list[Tensor]  # from the best to the worst
+    scores: list[float]
+    sheet: Tensor
+    report: str
+    json: str
+
+
+class Found(NamedTuple):
+    """What OvisTextRetry gives."""
+
+    image: Tensor
+    seed: int
+    num_tries: int
+    passed: bool
+    report: str
+    json: str
+
+
+def verify_images(images: Tensor, texts: str, **how: Any) -> Verified:
+    """Reads each picture of a batch; `how` is what `verify_all` takes."""
     arrays = to_arrays(images)
     verdicts = verify_all(arrays, texts, **how)
-    return (
-        to_image([annotate(array, verdict) for array, verdict in zip(arrays, verdicts, strict=True)]),
-        min(verdict.score for verdict in verdicts),
-        all(verdict.passed for verdict in verdicts),
-        _report(verdicts),
-        _json([verdict.as_dict() for verdict in verdicts]),
+    return Verified(
+        annotated=to_image(
+            [annotate(array, verdict) for array, verdict in zip(arrays, verdicts, strict=True)]
+        ),
+        score=min(verdict.score for verdict in verdicts),
+        passed=all(verdict.passed for verdict in verdicts),
+        report=_report(verdicts),
+        json=_json([verdict.as_dict() for verdict in verdicts]),
     )
 
 
-def best_of(images: Sequence[Tensor], texts: Sequence[str], **how) -> tuple:
-    """Batches of pictures -> the best, its number from 1, all from the best to the worst, their scores, a
-    contact sheet, the report and JSON. Raises ValueError for several lists of texts."""
+def best_of(images: Sequence[Tensor], texts: Sequence[str], **how: Any) -> Ranked:
+    """Ranks the pictures of several batches. Raises ValueError for several lists of texts."""
     if len(set(texts)) != 1:
         raise ValueError(
             f"got {len(set(texts))} different expected texts, pictures are ranked by one; use one "
@@ -94,15 +130,101 @@ def best_of(images: Sequence[Tensor], texts: Sequence[str], **how) -> tuple:
     verdicts = verify_all(arrays, texts[0], **how)
     order = ranking(verdicts)
     ranked = [to_image([arrays[i]]) for i in order]
-    return (
-        ranked[0],
-        order[0] + 1,
-        ranked,
-        [verdicts[i].score for i in order],
-        to_image([draw_ranking(arrays, verdicts)]),
-        _report(verdicts, order),
-        _json([{"picture": i + 1} | verdicts[i].as_dict() for i in order]),
+    return Ranked(
+        best=ranked[0],
+        number=order[0] + 1,
+        ranked=ranked,
+        scores=[verdicts[i].score for i in order],
+        sheet=to_image([draw_ranking(arrays, verdicts)]),
+        report=_report(verdicts, order),
+        json=_json([{"picture": i + 1} | verdicts[i].as_dict() for i in order]),
     )
+
+
+Link = list  # a node's id and the number of its output, as graphs have it
+
+
+@dataclass(frozen=True)
+class Try:
+    """A picture that was drawn and read."""
+
+    seed: int
+    score: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Best:
+    """The try with the highest score so far."""
+
+    number: int  # of the try, from 0
+    picture: int  # of its batch, from 0
+    verdict: dict
+    report: str
+    image: Link
+
+
+@dataclass(frozen=True)
+class Tries:
+    """What a step of OvisTextRetry hands to the next one.
+
+    It travels through the graph as a dictionary: ComfyUI caches a node by its constant inputs, and compares
+    those of JSON's types only.
+    """
+
+    node: str  # of the user's graph, which shows the progress
+    tries: tuple[Try, ...] = ()
+    best: Best | None = None
+    image: Link | None = None  # of the try that is under way
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Tries":
+        """The inverse of dataclasses.asdict."""
+        tries, best = (Try(**entry) for entry in values["tries"]), values["best"]
+        return cls(**values | {"tries": tuple(tries), "best": best and Best(**best)})
+
+    def seed(self, inputs: dict) -> int:
+        """Of the next try, or of the one that is being judged."""
+        return (inputs["seed"] + len(self.tries)) % (MAX_SEED + 1)
+
+    def judged(self, inputs: dict, image: Tensor) -> "Tries":
+        """Adds the try that is under way, by its decoded image."""
+        verdicts = verify_all(to_arrays(image), **{name: inputs[name] for name in JUDGING})
+        i = ranking(verdicts)[0]
+        tried = Try(self.seed(inputs), verdicts[i].score, verdicts[i].passed)
+        best = self.best
+        if best is None or tried.score > self.tries[best.number].score:
+            verdict = verdicts[i].as_dict()
+            best = Best(len(self.tries), i, verdict, verdicts[i].report(), self.image)
+        return replace(self, tries=(*self.tries, tried), best=best)
+
+    def progress(self, max_tries: int) -> str:
+        """A line about the last try."""
+        last = self.tries[-1]
+        verdict = "passed" if last.passed else "failed"
+        return f"try {len(self.tries)} of {max_tries}, seed {last.seed}: {verdict}, score {last.score:.3f}"
+
+    def found(self, image: Tensor) -> Found:
+        """The node's outputs, with the batch of the best try."""
+        best, tries = self.best, self.tries
+        winner = tries[best.number]
+        lines = [f"try {i}, seed {t.seed}: score {t.score:.3f}" for i, t in enumerate(tries, 1)]
+        report = "\n".join([f"seed {winner.seed} of {len(tries)} tries", best.report, *lines])
+        details = {
+            "seed": winner.seed,
+            "num_tries": len(tries),
+            "tries": [asdict(tried) for tried in tries],
+            "verdict": best.verdict,
+        }
+        picture = image[best.picture : best.picture + 1]
+        return Found(picture, winner.seed, len(tries), winner.passed, report, _json(details))
+
+
+class Expansion(NamedTuple):
+    """The nodes of the next try, and where they give what OvisTextRetry gives."""
+
+    outputs: tuple[Link, ...]
+    graph: dict
 
 
 def retry(
@@ -112,62 +234,30 @@ def retry(
     state: dict | None = None,
     image: Tensor | None = None,
     best: Tensor | None = None,
-) -> tuple[tuple, dict | None]:
-    """One step of drawing until the text is right -> the node's outputs, and the nodes of the next try.
+) -> Found | Expansion:
+    """Takes one step of drawing until the text is right.
 
     Sampler, decoder and this node again take the place of the node, for as long as no try has passed. `state`
     is what a step hands to the next one, with the decoded `image` and the `best` one before it. `inputs` are
     the node's own, connections to models and the like as they came.
     """
-    state = state or {"node": node_id, "tries": []}
+    tries = Tries.from_dict(state) if state else Tries(node_id)
     if image is not None:
-        state, best = _judge(state, inputs, image, best)
-        tell(_progress(state, inputs["max_tries"]), state["node"])
-        if state["tries"][-1]["passed"] or len(state["tries"]) >= inputs["max_tries"]:
-            return _finish(state, best), None
+        tries = tries.judged(inputs, image)
+        tell(tries.progress(inputs["max_tries"]), tries.node)
+        if tries.tries[-1].passed or len(tries.tries) >= inputs["max_tries"]:
+            is_last = tries.best.number == len(tries.tries) - 1
+            return tries.found(image if is_last else best)
     sampling = {name: value for name, value in inputs.items() if name not in (*JUDGING, "max_tries", "vae")}
     graph = GraphBuilder()
-    sampler = graph.node("OvisImageSampler", **sampling | {"seed": _seed(state, inputs)})
+    sampler = graph.node("OvisImageSampler", **sampling | {"seed": tries.seed(inputs)})
     decoder = graph.node("OvisImageVAEDecode", samples=sampler.out(0), vae=inputs["vae"], tile_size=0)
     drawn = decoder.out(0)
-    handed = {"state": state | {"image": drawn}, "image": drawn}
-    if "best" in state:
-        handed["best"] = state["best"]
+    handed = {"state": asdict(replace(tries, image=drawn)), "image": drawn}
+    if tries.best:
+        handed["best"] = tries.best.image
     step = graph.node("OvisTextRetry", **inputs, **handed)
-    return tuple(step.out(i) for i in range(6)), graph.finalize()
-
-
-def _seed(state: dict, inputs: dict) -> int:
-    """Of the next try, or the one that is being judged."""
-    return (inputs["seed"] + len(state["tries"])) % (MAX_SEED + 1)
-
-
-def _judge(state: dict, inputs: dict, image: Tensor, best: Tensor | None) -> tuple[dict, Tensor]:
-    """The state with another try, and the best picture so far."""
-    verdicts = verify_all(to_arrays(image), **{name: inputs[name] for name in JUDGING})
-    i = ranking(verdicts)[0]
-    tries = state["tries"]
-    tried = {"seed": _seed(state, inputs), "score": verdicts[i].score, "passed": verdicts[i].passed}
-    state = state | {"tries": [*tries, tried]}
-    if not tries or tried["score"] > tries[state["winner"]]["score"]:
-        said = {"verdict": verdicts[i].as_dict(), "report": verdicts[i].report()}
-        return state | {"winner": len(tries), "best": state["image"], "picture": i} | said, image
-    return state, best
-
-
-def _finish(state: dict, best: Tensor) -> tuple:
-    winner, tries = state["tries"][state["winner"]], state["tries"]
-    lines = [f"try {i + 1}, seed {t['seed']}: score {t['score']:.3f}" for i, t in enumerate(tries)]
-    report = "\n".join([f"seed {winner['seed']} of {len(tries)} tries", state["report"], *lines])
-    found = {"seed": winner["seed"], "num_tries": len(tries), "tries": tries, "verdict": state["verdict"]}
-    picture = best[state["picture"] : state["picture"] + 1]
-    return picture, winner["seed"], len(tries), winner["passed"], report, _json(found)
-
-
-def _progress(state: dict, max_tries: int) -> str:
-    last, count = state["tries"][-1], len(state["tries"])
-    verdict = "passed" if last["passed"] else "failed"
-    return f"try {count} of {max_tries}, seed {last['seed']}: {verdict}, score {last['score']:.3f}"
+    return Expansion(tuple(step.out(i) for i in range(len(Found._fields))), graph.finalize())
 
 
 def _report(verdicts: Sequence[Verdict], order: Sequence[int] | None = None) -> str:
