@@ -95,11 +95,8 @@ class OvisCampaignRows(io.ComfyNode):
         return table_state(file) if skip_existing is False else float("nan")
 
     @classmethod
-    def execute(
-        cls, file, rows, headline, style, seed, size, file_name, first_row, last_row, max_rows, skip_existing
-    ) -> io.NodeOutput:
-        templates, limits = (headline, style, seed, size, file_name), (first_row, last_row, max_rows)
-        plan = plan_table(file, rows, templates, limits, skip_existing)
+    def execute(cls, file: str, rows: str, **how) -> io.NodeOutput:
+        plan = plan_table(file, rows, **how)
         PromptServer.instance.send_progress_text(plan.summary, cls.hidden.unique_id)
         fields = ("headline", "style", "seed", "width", "height", "file_name")
         lists = [[getattr(job, field) for job in plan.jobs] for field in fields]

@@ -55,7 +55,17 @@ class Pipeline:
         change little, which changes the picture; without it, all are computed.
         """
         latents = self.sample(
-            prompt, negative_prompt, width, height, steps, cfg, seed, sampler, noise, callback, cache
+            prompt,
+            negative_prompt,
+            width=width,
+            height=height,
+            steps=steps,
+            cfg=cfg,
+            seed=seed,
+            sampler=sampler,
+            noise=noise,
+            callback=callback,
+            cache=cache,
         )
         image = self.autoencoder.decode(
             denormalize(latents).to(self.autoencoder.decoder.conv_in.weight.dtype)
@@ -65,17 +75,18 @@ class Pipeline:
     @torch.inference_mode()
     def sample(
         self,
-        prompt,
-        negative_prompt,
-        width,
-        height,
-        steps,
-        cfg,
-        seed,
-        sampler,
-        noise=None,
-        callback=None,
-        cache=None,
+        prompt: str,
+        negative_prompt: str = "",
+        *,
+        width: int,
+        height: int,
+        steps: int,
+        cfg: float,
+        seed: int = 0,
+        sampler: str = "euler",
+        noise: Tensor | None = None,
+        callback: Callable[[int, Tensor], None] | None = None,
+        cache: CacheSettings | None = None,
     ) -> Tensor:
         """The latents (1, C, height / 8, width / 8) of that image, float32, as the MMDiT makes them."""
         if min(width, height) < SIZE_STEP:

@@ -57,7 +57,7 @@ class Plan:
 class Templates:
     """The templates of one campaign. Columns are the table's, and `row`, the row's number."""
 
-    def __init__(self, headline: str, style: str, seed: str, size: str, file_name: str) -> None:
+    def __init__(self, *, headline: str, style: str, seed: str, size: str, file_name: str) -> None:
         self.headline, self.style = Template(headline, "headline"), Template(style, "style")
         self.seed, self.size = Template(seed, "seed"), Template(size, "size")
         self.file_name = Template(file_name, "file_name")
@@ -74,19 +74,27 @@ class Templates:
         return Job(row.number, headline, self.style.fill(values), seed, width, height, name)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a table are made."""
+
+    first_row: int = 1
+    last_row: int = 0  # 0: the table's last
+    max_rows: int = 0  # at most; 0: all
+
+
 def plan_rows(
     rows: Iterable[Row],
     templates: Templates,
-    first_row: int,
-    last_row: int,
-    max_rows: int,
-    exists: Callable[[str], bool],
+    selection: Selection,
+    exists: Callable[[str], bool] = lambda name: False,
 ) -> Plan:
-    """The pictures of the rows from `first_row` to `last_row` (0: the last), at most `max_rows` (0: all).
+    """Plans the pictures of the selected rows.
 
     Rows whose output `exists` do not count towards `max_rows`. A row with an error is named in the plan, the
     rest goes on. Raises ValueError when nothing is left to make.
     """
+    first_row, last_row, max_rows = selection.first_row, selection.last_row, selection.max_rows
     plan, names, seen = Plan(), {}, 0
     for row in rows:
         if (last_row and row.number > last_row) or (max_rows and len(plan.jobs) >= max_rows):

@@ -42,7 +42,15 @@ def main() -> None:
         width, height = examples[0].image.size
         with counting() as reports:
             images = [
-                pipeline(e.caption, "", width, height, args.steps, args.cfg, seed=number, cache=settings)
+                pipeline(
+                    e.caption,
+                    width=width,
+                    height=height,
+                    steps=args.steps,
+                    cfg=args.cfg,
+                    seed=number,
+                    cache=settings,
+                )
                 for number, e in enumerate(examples)
             ]
         made = torch.cat(images)

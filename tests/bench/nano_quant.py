@@ -75,7 +75,7 @@ def pictures(pipeline: Pipeline, examples: list[Example], steps: int, cfg: float
     width, height = examples[0].image.size
     return torch.cat(
         [
-            pipeline(example.caption, "", width, height, steps, cfg, seed=number)
+            pipeline(example.caption, width=width, height=height, steps=steps, cfg=cfg, seed=number)
             for number, example in enumerate(examples)
         ]
     )

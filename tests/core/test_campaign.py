@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ovis_core.campaign.plan import (
     MAX_NAME,
     Job,
+    Selection,
     Template,
     Templates,
     parse_seed,
@@ -19,7 +20,13 @@ from ovis_core.campaign.plan import (
 from ovis_core.campaign.rows import Row
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-TEMPLATES = Templates("Poster: {headline}", "{style}", "{seed}", "1024x768", "sale/{headline}")
+TEMPLATES = Templates(
+    headline="Poster: {headline}",
+    style="{style}",
+    seed="{seed}",
+    size="1024x768",
+    file_name="sale/{headline}",
+)
 
 
 def row(number: int, headline: str = "", style: str = "neon", seed: str = "7") -> Row:
@@ -28,7 +35,7 @@ def row(number: int, headline: str = "", style: str = "neon", seed: str = "7") -
 
 
 def plan(rows, first=1, last=0, most=0, exists=lambda name: False, templates=TEMPLATES):
-    return plan_rows(rows, templates, first, last, most, exists)
+    return plan_rows(rows, templates, Selection(first, last, most), exists)
 
 
 @given(TEXT, TEXT)
@@ -68,7 +75,7 @@ def test_a_row_becomes_a_job():
 
 
 def test_the_rows_number_is_a_column_unless_the_table_has_one():
-    templates = Templates("{row}", "", "", "64x64", "{row}")
+    templates = Templates(headline="{row}", style="", seed="", size="64x64", file_name="{row}")
     jobs = plan([Row(1, {"a": ""}), Row(2, {"row": "x"})], templates=templates).jobs
     assert [(job.headline, job.file_name, job.seed) for job in jobs] == [("00001", "00001", 1), ("x", "x", 2)]
 
@@ -83,7 +90,12 @@ def test_errors_are_named_and_the_rest_goes_on():
         row(6, "sale 1"),
         row(7),
     ]
-    done = plan(rows, templates=Templates("{headline}", "{style}", "{seed}", "64x64", "{headline}"))
+    done = plan(
+        rows,
+        templates=Templates(
+            headline="{headline}", style="{style}", seed="{seed}", size="64x64", file_name="{headline}"
+        ),
+    )
     assert [job.row for job in done.jobs] == [1, 7]
     assert done.report.splitlines() == [
         "2 rows to make, 0 exist already, 5 with errors",

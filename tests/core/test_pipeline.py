@@ -24,7 +24,7 @@ def pipeline(diffusers_folder):
 def test_latents_and_image_equal_diffusers(pipeline, diffusers_pipeline, size, batch):
     height, width = size
     noise = reference_noise((batch, 16, height // 8, width // 8), 7).float()
-    ours = pipeline.sample(PROMPT, "", width, height, 8, 5.0, 0, "euler", noise)
+    ours = pipeline.sample(PROMPT, width=width, height=height, steps=8, cfg=5.0, noise=noise)
     arguments = {
         "prompt": [PROMPT] * batch,
         "height": height,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ....ovis_core.campaign.plan import Plan, Templates, plan_rows
+from ....ovis_core.campaign.plan import Plan, Selection, Templates, plan_rows
 from ....ovis_core.campaign.rows import EXTENSIONS, open_table, read_rows
 from ....ovis_core.drawing.fonts import FOLDERS, Fonts
 from ....ovis_core.drawing.sheet import Look, draw_sheet
@@ -30,15 +30,22 @@ def table_names() -> list[str]:
 
 
 def plan_table(
-    file: str, rows: str, templates: tuple[str, ...], limits: tuple[int, int, int], skip_existing: bool
+    file: str,
+    rows: str,
+    *,
+    first_row: int,
+    last_row: int,
+    max_rows: int,
+    skip_existing: bool,
+    **templates: str,
 ) -> Plan:
-    """The pictures that a table asks for; `templates` and `limits` are those of Templates and plan_rows."""
-    made = Templates(*templates)
+    """Plans the pictures that a table asks for; `templates` are those of the core's Templates."""
+    made, selection = Templates(**templates), Selection(first_row, last_row, max_rows)
     exists = output_exists() if skip_existing else (lambda name: False)
     if file == PASTED:
-        return plan_rows(read_rows(io.StringIO(rows, newline="")), made, *limits, exists)
+        return plan_rows(read_rows(io.StringIO(rows, newline="")), made, selection, exists)
     with open_table(table_path(file)) as table:
-        return plan_rows(table, made, *limits, exists)
+        return plan_rows(table, made, selection, exists)
 
 
 def table_path(name: str) -> Path:

@@ -272,8 +272,17 @@ class NanoRun:
         pipeline = Pipeline(self.tokenizer, parts[1], parts[0], self.autoencoder)
         captions = [self.held_out(0, index).caption for index in range(self.recipe.samples)]
         width, height = self.recipe.typography.sizes[0]
-        steps, cfg = self.recipe.sample_steps, self.recipe.sample_cfg
-        images = [pipeline(c, "", width, height, steps, cfg, seed) for seed, c in enumerate(captions)]
+        images = [
+            pipeline(
+                caption,
+                width=width,
+                height=height,
+                steps=self.recipe.sample_steps,
+                cfg=self.recipe.sample_cfg,
+                seed=seed,
+            )
+            for seed, caption in enumerate(captions)
+        ]
         save_samples(torch.cat(images), captions, self.work / "samples" / f"{state.step:07}.png")
         save_transformer(parts[0].bfloat16(), self.model / "transformer", "diffusers")
         save_text_encoder(parts[1].bfloat16(), self.model / "text_encoder", "diffusers")
