@@ -51,15 +51,15 @@ def read_rows(stream: TextIO, extension: str = "") -> Iterator[Row]:
 
     Raises ValueError where the rest cannot be read, naming the row; a row that alone is wrong has an `error`.
     """
-    stream = Text(stream)
-    start = stream.peek().lstrip()
+    text = LookAhead(stream)
+    start = text.peek().lstrip()
     if not start:
         raise ValueError("the table is empty; its first row must name the columns")
     if extension in LINES or (start[0] == "{" and extension not in (".csv", ".tsv")):
-        return _json_lines(stream)
+        return _json_lines(text)
     if extension == ".json" or (start[0] == "[" and extension not in (".csv", ".tsv")):
-        return _json_array(stream)
-    return _separated(stream, "\t" if extension == ".tsv" else find_delimiter(start))
+        return _json_array(text)
+    return _separated(text, "\t" if extension == ".tsv" else find_delimiter(start))
 
 
 def find_encoding(path: Path) -> str:
@@ -91,7 +91,7 @@ def find_delimiter(start: str) -> str:
     return max(",;\t", key=outside[0].count)
 
 
-class Text:
+class LookAhead:
     """A stream with a look ahead, that refuses what is no text or has no end."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -122,7 +122,7 @@ class Text:
         return line
 
 
-def _separated(stream: Text, delimiter: str) -> Iterator[Row]:
+def _separated(stream: LookAhead, delimiter: str) -> Iterator[Row]:
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     header: list[str] = []
     number = 0
@@ -151,7 +151,7 @@ def _separated(stream: Text, delimiter: str) -> Iterator[Row]:
         raise ValueError("the table is empty; its first row must name the columns")
 
 
-def _json_lines(stream: Text) -> Iterator[Row]:
+def _json_lines(stream: LookAhead) -> Iterator[Row]:
     number = 0
     for line in stream:
         if not line.strip():
@@ -165,7 +165,7 @@ def _json_lines(stream: Text) -> Iterator[Row]:
             yield _json_row(number, values)
 
 
-def _json_array(stream: Text) -> Iterator[Row]:
+def _json_array(stream: LookAhead) -> Iterator[Row]:
     buffer = stream.read(CHUNK).lstrip()
     if not buffer.startswith("["):
         raise ValueError(f"the JSON begins with {buffer[:10]!r}; a list of objects begins with [")
@@ -185,7 +185,7 @@ def _json_array(stream: Text) -> Iterator[Row]:
         yield _json_row(number, values)
 
 
-def _json_object(stream: Text, buffer: str, number: int) -> tuple[dict, str]:
+def _json_object(stream: LookAhead, buffer: str, number: int) -> tuple[dict, str]:
     """The object at the buffer's beginning, and what is left of the buffer."""
     if not buffer.startswith("{"):
         raise ValueError(f"row {number} must be a JSON object, it begins with {buffer[:10]!r}")
@@ -200,7 +200,7 @@ def _json_object(stream: Text, buffer: str, number: int) -> tuple[dict, str]:
             buffer += more
 
 
-def _more(stream: Text, buffer: str) -> str:
+def _more(stream: LookAhead, buffer: str) -> str:
     """The buffer with something in it other than white space, unless the stream is at its end."""
     while not buffer:
         more = stream.read(CHUNK)

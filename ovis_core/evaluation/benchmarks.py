@@ -1,23 +1,28 @@
 """The text scores of three benchmarks, under their names, on what any reader has read.
 
 Definitions only: a benchmark's published figures come from its own prompts and its own reader (PaddleOCR, or
-the vision-language model Qwen2.5-VL-7B), so compare a figure of these with others read the same way. A
-reading is a pair: the expected texts, and the recognised ones in reading order.
+the vision-language model Qwen2.5-VL-7B), so compare a figure of these with others read the same way.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from .text_metrics import edit_distance
-
-Reading = tuple[Sequence[str], Sequence[str]]  # expected, recognised
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 # What LongText-Bench and OneIG keep of a text; the second leaves out spaces too.
 DROPPED = re.compile(r"[^\u4e00-\u9fa5a-zA-Z0-9\sàâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ]")
 ONEIG_MAX_DISTANCE = {"en": 100, "zh": 50}
+
+
+class Reading(NamedTuple):
+    """The texts that a picture should show, and those that were recognised, in reading order."""
+
+    expected: Sequence[str]
+    recognised: Sequence[str]
 
 
 def language_of(texts: Sequence[str]) -> str:
@@ -104,7 +109,7 @@ def _plain(text: str) -> str:
 
 def scores(expected: Sequence[str], read: Sequence[str]) -> dict[str, float]:
     """All of them for one picture."""
-    reading = [(expected, read)]
+    reading = [Reading(expected, read)]
     return {
         "cvtg_2k_word_accuracy": cvtg_word_accuracy(reading),
         "cvtg_2k_ned": cvtg_ned(reading),

@@ -6,6 +6,7 @@ run on the CPU, beside ComfyUI's management of models, which they take nothing f
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,20 +27,20 @@ class Region:
     """A line of writing: what it says, its corners in pixels, and how sure the reader is, 0 to 1."""
 
     text: str
-    box: tuple[Point, ...]
+    corners: tuple[Point, ...]
     score: float
 
     @property
     def top(self) -> float:
-        return min(y for _, y in self.box)
+        return min(y for _, y in self.corners)
 
     @property
     def bottom(self) -> float:
-        return max(y for _, y in self.box)
+        return max(y for _, y in self.corners)
 
     @property
     def left(self) -> float:
-        return min(x for x, _ in self.box)
+        return min(x for x, _ in self.corners)
 
 
 Reader = Callable[[np.ndarray], list[Region]]  # uint8 (height, width, 3), RGB -> regions
@@ -48,7 +49,7 @@ Reader = Callable[[np.ndarray], list[Region]]  # uint8 (height, width, 3), RGB -
 class RapidReader:
     """rapidocr as a Reader. Raises ValueError, with the command to install it, where it is not installed."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         try:
             import onnxruntime  # noqa: F401, since rapidocr asks for it at the first picture only
             from rapidocr import RapidOCR
@@ -68,12 +69,12 @@ class RapidReader:
         )
 
     def __call__(self, image: np.ndarray) -> list[Region]:
-        found = self.engine(np.ascontiguousarray(image[:, :, ::-1]))  # it takes BGR, as OpenCV does
+        found: Any = self.engine(np.ascontiguousarray(image[:, :, ::-1]))  # it takes BGR, as OpenCV does
         if found.txts is None or found.boxes is None:
             return []
         return [
-            Region(text, tuple((float(x), float(y)) for x, y in box), float(score))
-            for text, box, score in zip(found.txts, found.boxes, found.scores, strict=True)
+            Region(text, tuple((float(x), float(y)) for x, y in corners), float(score))
+            for text, corners, score in zip(found.txts, found.boxes, found.scores, strict=True)
         ]
 
 
@@ -99,8 +100,8 @@ def looks(image: np.ndarray, read: Reader) -> Iterator[list[Region]]:
 
 
 def _scaled(region: Region, scale: tuple[float, float]) -> Region:
-    box = tuple((x * scale[0], y * scale[1]) for x, y in region.box)
-    return Region(region.text, box, region.score)
+    corners = tuple((x * scale[0], y * scale[1]) for x, y in region.corners)
+    return Region(region.text, corners, region.score)
 
 
 def reading_order(regions: list[Region]) -> list[Region]:

@@ -56,7 +56,7 @@ class Verdict:
             ],
             "extra": [{"text": piece.text, "region": piece.region + 1} for piece in self.extra],
             "regions": [
-                {"text": region.text, "box": region.box, "confidence": region.score}
+                {"text": region.text, "box": region.corners, "confidence": region.score}
                 for region in self.regions
             ],
             "benchmarks": self.benchmarks,
@@ -102,14 +102,12 @@ def verify(
     count_extra: whether characters that nobody asked for are errors. Without texts, a picture is right when
     nothing is read in it.
     """
-    best: Verdict | None = None
+    verdicts: list[Verdict] = []
     for regions in looks(image, read):
-        verdict = judge(regions, texts, rules or Rules(), threshold, count_extra)
-        if best is None or verdict.score > best.score:
-            best = verdict
-        if best.score == 1.0:
+        verdicts.append(judge(regions, texts, rules or Rules(), threshold, count_extra))
+        if verdicts[-1].score == 1.0:
             break
-    return best
+    return max(verdicts, key=lambda verdict: verdict.score)
 
 
 def judge(
@@ -137,7 +135,7 @@ def annotate(image: np.ndarray, verdict: Verdict) -> np.ndarray:
     # Numbers, since no font with Chinese characters can be relied on.
     font = BUILT_IN.at(max(10, min(picture.size) // 40))
     for i, region in enumerate(verdict.regions):
-        draw.polygon(region.box, outline=colours[i], width=line)
+        draw.polygon(region.corners, outline=colours[i], width=line)
         corner = (max(region.left, 0), max(region.top - font.size - 4, 0))
         box = draw.textbbox(corner, str(i + 1), font=font)
         draw.rectangle((box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2), fill=colours[i])

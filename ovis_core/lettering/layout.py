@@ -149,12 +149,12 @@ def _colour(colour: tuple[int, int, int], language: str) -> str:
 
 def _read_box(element: dict, what: str) -> Box:
     bbox = element.get("bbox")
-    is_bbox = isinstance(bbox, list) and len(bbox) == 4
-    if not is_bbox or not all(isinstance(n, (int, float)) and 0 <= n <= SCALE for n in bbox):
+    sides = bbox if isinstance(bbox, list) else []
+    if len(sides) != 4 or not all(isinstance(n, (int, float)) and 0 <= n <= SCALE for n in sides):
         raise ValueError(
             f"{what} has the bbox {bbox!r}; expected [top, left, bottom, right], each from 0 to {SCALE}"
         )
-    top, left, bottom, right = bbox
+    top, left, bottom, right = sides
     if top >= bottom or left >= right:
         raise ValueError(f"{what} has the bbox {bbox!r}, which has no area; draw it larger")
     text = element.get("text", "") if element.get("type") == "text" else ""

@@ -4,7 +4,7 @@ Nothing here blocks, and no fix touches a character between quotation marks.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .meter import Meter, Reading, read
@@ -48,7 +48,7 @@ class Finding:
     start: int | None = None
     end: int | None = None
     edits: tuple[tuple[int, int, str], ...] = ()
-    values: dict[str, object] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,13 @@ def encode_pictures(
     autoencoder: Autoencoder,
     tokenizer: PromptTokenizer,
     num_workers: int = 0,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> LatentCache:
     """Draws and encodes pictures; each sequence of indices has pictures of one size.
 
     num_workers: processes that draw beside this one. `progress` gets how many pictures were added.
     """
-    weight = autoencoder.encoder.conv_in.weight
+    weight = next(autoencoder.parameters())
     buckets = []
     for indices in indices_by_size:
         latents, ids = [], []

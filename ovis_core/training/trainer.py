@@ -84,7 +84,7 @@ class Trainer:
         self.transformer, self.encode, self.batch_of, self.run = transformer, encode, batch_of, run
         self.empty_prompt, self.config = tuple(empty_prompt), config
         self.device = transformer.img_in.weight.device
-        modules = {"transformer": transformer}
+        modules: dict[str, nn.Module] = {"transformer": transformer}
         if isinstance(encode, nn.Module):
             modules["text_encoder"] = encode
         self.state = RunState(
@@ -117,7 +117,8 @@ class Trainer:
             context, attention = self.encode(prompts).to(self.device), sdp_attention
             if self.config.context_tokens:
                 longest = max(map(len, prompts)) - PREFIX_TOKENS
-                table = self.transformer.rotary_table(context.shape[1], *latents.shape[-2:], self.device)
+                height, width = latents.shape[-2:]
+                table = self.transformer.rotary_table(context.shape[1], height, width, self.device)
                 context, attention = thin_padding(
                     context, table, longest, self.config.context_tokens, generator
                 )

@@ -6,7 +6,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from .layout import Box
+from .layout import Rect
 from .palette import PALETTE, Colour, contrast
 from .settings import Typography, pick, positive
 
@@ -82,7 +82,7 @@ def draw_ground(size: tuple[int, int], ground: Ground) -> Image.Image:
     return image
 
 
-def writing_area(size: tuple[int, int], ground: Ground) -> Box:
+def writing_area(size: tuple[int, int], ground: Ground) -> Rect:
     """Where writing may lie: inside the margins, beside stripes, within frames, across halves."""
     width, height = size
     name = ground.decoration[0] if ground.decoration else None
@@ -90,7 +90,7 @@ def writing_area(size: tuple[int, int], ground: Ground) -> Box:
     stripe = round(min(size) * STRIPE)
     top = margin + (stripe if name == "top stripe" else 0)
     bottom = height - margin - (stripe if name == "bottom stripe" else 0)
-    return margin, top, width - margin, bottom
+    return Rect(margin, top, width - margin, bottom)
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, size: tuple[int, int], rgb: tuple[int, int, int]) -> None:

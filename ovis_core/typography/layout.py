@@ -3,13 +3,33 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two outside
 LINE_SPACING = 1.12  # baseline to baseline, of the size
 GRID = 16  # pixels, an image token of the MMDiT
 ROOM_BESIDE = 0.64  # of the area that writing may fill where its position is to be seen
+
+
+class Rect(NamedTuple):
+    """A rectangle in pixels; `right` and `bottom` are the first ones outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    def moved(self, dx: int, dy: int) -> "Rect":
+        return Rect(self.left + dx, self.top + dy, self.right + dx, self.bottom + dy)
 
 
 @dataclass(frozen=True)
@@ -17,9 +37,9 @@ class Block:
     """Set writing: its coverage, and where it lies in the picture."""
 
     mask: Image.Image  # mode L
-    box: Box
+    box: Rect
     lines: tuple[str, ...]
-    boxes: tuple[Box, ...]  # of each line's ink
+    boxes: tuple[Rect, ...]  # of each line's ink
     size: int  # pixels an em
 
 
@@ -35,7 +55,7 @@ def line_breaks(text: str) -> list[tuple[str, ...]]:
 def set_block(
     text: str,
     font_at: Callable[[int], ImageFont.FreeTypeFont],
-    area: Box,
+    area: Rect,
     position: str,
     size: int,
     min_size: int,
@@ -57,7 +77,7 @@ def set_block(
 
 
 def set_on_grid(
-    text: str, font_at: Callable[[int], ImageFont.FreeTypeFont], area: Box, position: str, size: int
+    text: str, font_at: Callable[[int], ImageFont.FreeTypeFont], area: Rect, position: str, size: int
 ) -> Block | None:
     """Text on one line at `size` pixels an em, placed by its advance and its font's height, not by its ink.
 
@@ -68,18 +88,23 @@ def set_on_grid(
     width, height = round(font.getlength(text)), sum(font.getmetrics())
     left, top = _corner(area, position, width, height)
     left = math.ceil(left / GRID) * GRID
-    if left + width > area[2] or not area[1] <= top <= area[3] - height:
+    if left + width > area.right or not area.top <= top <= area.bottom - height:
         return None
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).text((0, font.getmetrics()[0]), text, fill=255, font=font, anchor="ls")
-    ink = mask.getbbox()
-    box = (left + ink[0], top + ink[1], left + ink[2], top + ink[3])
+    ink = _ink(mask)
+    box = ink.moved(left, top)
     return Block(mask.crop(ink), box, (text,), (box,), size)
 
 
-def _room(area: Box, position: str) -> tuple[float, float]:
+def _ink(mask: Image.Image) -> Rect:
+    """Where a mask is not empty, of which writing always leaves something."""
+    return Rect(*(mask.getbbox() or (0, 0, 1, 1)))
+
+
+def _room(area: Rect, position: str) -> tuple[float, float]:
     """Width and height that the writing may have and still be seen to be on the left, at the top, ..."""
-    width, height = area[2] - area[0], area[3] - area[1]
+    width, height = float(area.width), float(area.height)
     if "left" in position or "right" in position:
         width *= ROOM_BESIDE
     if "top" in position or "bottom" in position:
@@ -115,7 +140,7 @@ def _extent(
 
 
 def _draw(
-    lines: Sequence[str], font: ImageFont.FreeTypeFont, size: int, area: Box, position: str, angle: float
+    lines: Sequence[str], font: ImageFont.FreeTypeFont, size: int, area: Rect, position: str, angle: float
 ) -> Block:
     layers = _layers(lines, font, size, position)
     if angle:
@@ -124,18 +149,11 @@ def _draw(
     for layer in layers[1:]:
         mask = ImageChops.lighter(mask, layer)
 
-    ink = mask.getbbox()
-    width, height = ink[2] - ink[0], ink[3] - ink[1]
-    left, top = _corner(area, position, width, height)
-    boxes = [layer.getbbox() for layer in layers]
-    dx, dy = left - ink[0], top - ink[1]
-    return Block(
-        mask.crop(ink),
-        (left, top, left + width, top + height),
-        tuple(lines),
-        tuple((b[0] + dx, b[1] + dy, b[2] + dx, b[3] + dy) for b in boxes),
-        size,
-    )
+    ink = _ink(mask)
+    left, top = _corner(area, position, ink.width, ink.height)
+    shift = left - ink.left, top - ink.top
+    boxes = tuple(_ink(layer).moved(*shift) for layer in layers)
+    return Block(mask.crop(ink), ink.moved(*shift), tuple(lines), boxes, size)
 
 
 def _layers(
@@ -155,7 +173,7 @@ def _layers(
     return layers
 
 
-def _corner(area: Box, position: str, width: int, height: int) -> tuple[int, int]:
+def _corner(area: Rect, position: str, width: int, height: int) -> tuple[int, int]:
     left, top, right, bottom = area
     x, y = (left + right - width) // 2, (top + bottom - height) // 2
     if "left" in position:

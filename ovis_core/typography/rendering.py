@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 from ..drawing.fonts import FILES, Face, Fonts, StyledFaces
 from .captions import Facts, caption
 from .grounds import Grounds, draw_ground, writing_area
-from .layout import Block, Box, set_block, set_on_grid
+from .layout import Block, Rect, set_block, set_on_grid
 from .settings import Typography, pick, positive
 from .wording import Wording
 
@@ -30,7 +30,7 @@ class Example(Facts):
 
     image: Image.Image  # RGB
     caption: str
-    boxes: tuple[Box, ...]  # of each line's ink
+    boxes: tuple[Rect, ...]  # of each line's ink
     font_size: int  # pixels an em
 
 
@@ -88,7 +88,7 @@ class Renderer:
             font_size=block.size,
         )
 
-    def _write(self, rng: Random, side: int, area: Box) -> tuple[dict, Block]:
+    def _write(self, rng: Random, side: int, area: Rect) -> tuple[dict, Block]:
         """side: the picture's shorter one -> how the writing is set, and the writing."""
         language = pick(rng, self.config.languages)
         kind = self.wording.kind(rng)

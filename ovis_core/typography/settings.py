@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from random import Random
+from typing import Any
 
 from ..drawing.fonts import STYLES
 from .lexicon import CHARACTERS
@@ -121,7 +122,7 @@ def pick(rng: Random, shares: Shares) -> str:
     return rng.choices(names, [shares[name] for name in names])[0]
 
 
-def _tuples(value: object) -> object:
+def _tuples(value: Any) -> Any:
     """JSON's lists as the tuples they were, so that settings read back equal those written."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 

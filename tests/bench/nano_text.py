@@ -29,7 +29,7 @@ sys.modules["tiny_model"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sys.modules["tiny_model"])  # makes `ovis_core` importable
 
 from ovis_core.drawing.sheet import draw_sheet  # noqa: E402
-from ovis_core.evaluation.benchmarks import cvtg_ned, cvtg_word_accuracy  # noqa: E402
+from ovis_core.evaluation.benchmarks import Reading, cvtg_ned, cvtg_word_accuracy  # noqa: E402
 from ovis_core.evaluation.ocr import RapidReader, reading_order  # noqa: E402
 from ovis_core.evaluation.text_metrics import Rules  # noqa: E402
 from ovis_core.evaluation.verify import annotate, judge  # noqa: E402
@@ -65,7 +65,7 @@ def judged(examples: Sequence[Example], images: Sequence[Image.Image], read: Cal
         right += writing_colours(np.asarray(image)) == (example.text_colour, example.background_colour)
         large = np.asarray(image.resize((4 * image.width, 4 * image.height), Image.Resampling.BICUBIC))
         regions = reading_order(read(large))
-        readings.append((example.texts, [region.text for region in regions]))
+        readings.append(Reading(example.texts, [region.text for region in regions]))
         verdict = judge(regions, example.texts, Rules(), threshold=1.0, count_extra=True)
         framed.append(Image.fromarray(annotate(large, verdict)).resize((192, 192)))
     by_language = {

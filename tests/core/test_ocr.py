@@ -36,7 +36,7 @@ def test_a_picture_is_looked_at_in_three_sizes(size, sizes):
     seen = list(looks(np.zeros((size[1], size[0], 3), np.uint8), whole))
     assert [regions[0].text for regions in seen] == sizes
     for regions in seen:
-        assert regions[0].box[2] == pytest.approx(size)
+        assert regions[0].corners[2] == pytest.approx(size)
 
 
 def test_a_look_is_taken_when_it_is_asked_for():

@@ -38,7 +38,7 @@ def train_autoencoder(
         while state.step < config.steps:
             rest = 1 - state.step / config.steps  # of the run, whose last fifth slows down
             lr = config.lr * min(1.0, (state.step + 1) / config.warmup_steps, 5 * rest)
-            pictures = pictures_of(state.step).to(autoencoder.decoder.conv_in.weight.device)
+            pictures = pictures_of(state.step).to(next(autoencoder.parameters()).device)
             yield state.update(_loss(autoencoder, pictures, config, state.generator(config.seed)), lr)
 
     return state, steps()
@@ -66,7 +66,7 @@ def balance_latents(autoencoder: Autoencoder, pictures: Tensor) -> None:
     deviation = autoencoder.encode(pictures).std((0, 2, 3))
     scale = 1 / (SCALE * deviation)
     num_channels = len(scale)
-    out, into = autoencoder.encoder.conv_out, autoencoder.decoder.conv_in
-    out.weight[:num_channels] *= scale.view(-1, 1, 1, 1)
-    out.bias[:num_channels] *= scale
-    into.weight /= scale.view(1, -1, 1, 1)
+    autoencoder.get_parameter("encoder.conv_out.weight")[:num_channels] *= scale.view(-1, 1, 1, 1)
+    autoencoder.get_parameter("encoder.conv_out.bias")[:num_channels] *= scale
+    into = autoencoder.get_parameter("decoder.conv_in.weight")
+    into /= scale.view(1, -1, 1, 1)

@@ -156,9 +156,8 @@ class NanoRun:
         self.tokenizer = PromptTokenizer.from_folder(self.model / "tokenizer", size)
 
         torch.manual_seed(recipe.train.seed)
-        self.autoencoder = Autoencoder(recipe.autoencoder_config).to(
-            device, memory_format=torch.channels_last
-        )
+        self.autoencoder = Autoencoder(recipe.autoencoder_config).to(device)
+        self.autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.transformer = OvisImageTransformer(recipe.transformer).to(device)
         self.text_encoder = TextEncoder(dataclasses.replace(recipe.text_encoder, vocab_size=size)).to(device)
         init_autoencoder(self.autoencoder)
@@ -307,16 +306,16 @@ def init_weights(transformer: OvisImageTransformer, text_encoder: TextEncoder) -
     modulations = [m.lin for block in blocks for m in block.modules() if isinstance(m, Modulation)]
     last = transformer.final_layer
     for linear in (*modulations, last.adaLN_modulation[1], last.linear):
-        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.get_parameter("weight"))
 
 
 def init_autoencoder(autoencoder: Autoencoder) -> None:
     """Residual blocks start as the identity."""
     for module in autoencoder.modules():
         if isinstance(module, ResBlock | AttentionBlock):
-            last = module.conv2 if isinstance(module, ResBlock) else module.proj_out
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            last = "conv2" if isinstance(module, ResBlock) else "proj_out"
+            nn.init.zeros_(module.get_parameter(f"{last}.weight"))
+            nn.init.zeros_(module.get_parameter(f"{last}.bias"))
 
 
 def crop(pictures: torch.Tensor, side: int, seed: int) -> torch.Tensor:
