@@ -1,4 +1,4 @@
-"""Rows of a table -> what each picture needs: headline, style, seed, size, file name.
+"""Plans a picture a row of a table: headline, style, seed, size, file name.
 
 Values are put into templates as they are: nothing in a table is ever run or expanded again.
 """
@@ -63,7 +63,10 @@ class Templates:
         self.file_name = Template(file_name, "file_name")
 
     def job(self, row: Row) -> Job:
-        """What the row's picture needs. Raises ValueError for a value that does not do, naming it."""
+        """Fills in what the row's picture needs.
+
+        Raises ValueError for a value that does not do, naming it.
+        """
         values = {"row": f"{row.number:05}", **row.values}
         headline = self.headline.fill(values)
         if not headline.strip():
@@ -151,7 +154,10 @@ class Template:
         self.parts.append((literal, False))
 
     def fill(self, values: dict[str, str], clean: Callable[[str], str] = str) -> str:
-        """The text with each column's value, passed through `clean`. ValueError for an unknown column."""
+        """Puts each column's value, passed through `clean`, into the text.
+
+        Raises ValueError for an unknown one.
+        """
         for name, is_column in self.parts:
             if is_column and name not in values:
                 have = ", ".join(values)
@@ -160,7 +166,7 @@ class Template:
 
 
 def parse_seed(text: str, default: int) -> int:
-    """A whole number; an empty text is `default`."""
+    """Reads a whole number; an empty text is `default`."""
     text = text.strip()
     if not text:
         return default
@@ -170,7 +176,7 @@ def parse_seed(text: str, default: int) -> int:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`1024x768` -> (1024, 768) pixels."""
+    """Reads `1024x768` as (1024, 768) pixels."""
     match = SIZE.fullmatch(text)
     if not match:
         raise ValueError(f"the size {text[:30]!r} must be WIDTHxHEIGHT in pixels, as 1024x768")
@@ -183,12 +189,12 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def safe_value(text: str) -> str:
-    """A value without what would be a folder, a variable or a control character in a path."""
+    """Takes out of a value what would be a folder, a variable or a control character in a path."""
     return UNSAFE.sub("_", unicodedata.normalize("NFC", text))
 
 
 def safe_path(text: str) -> str:
-    """A path below the output folder that every system can write; `/` divides folders."""
+    """Makes a path below the output folder that every system can write; `/` divides folders."""
     parts = [part for part in text.replace("\\", "/").split("/") if part.strip(" .")]
     if not parts:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A table of texts -> its rows: CSV, TSV, JSON and JSON lines in the encodings that spreadsheets write.
+"""Reads the rows of a table: CSV, TSV, JSON and JSON lines in the encodings that spreadsheets write.
 
 One row is read at a time, so that memory does not grow with the table.
 """
@@ -34,7 +34,7 @@ class Row:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Iterator[Row]]:
-    """The rows of a file, one at a time.
+    """Reads the rows of a file, one at a time.
 
     UTF-8, UTF-16 with or without its mark, GBK. Raises ValueError for what cannot be read, naming the line
     or the row.
@@ -47,7 +47,7 @@ def open_table(path: Path) -> Iterator[Iterator[Row]]:
 
 
 def read_rows(stream: TextIO, extension: str = "") -> Iterator[Row]:
-    """The rows of a text, opened with newline=""; without a telling extension its beginning decides.
+    """Reads the rows of a text, opened with newline=""; without a telling extension its beginning decides.
 
     Raises ValueError where the rest cannot be read, naming the row; a row that alone is wrong has an `error`.
     """
@@ -63,7 +63,7 @@ def read_rows(stream: TextIO, extension: str = "") -> Iterator[Row]:
 
 
 def find_encoding(path: Path) -> str:
-    """The encoding of a text file, proven by decoding all of it.
+    """Finds the encoding of a text file, proven by decoding all of it.
 
     The order cannot misread: a mark decides. NUL bytes are in no UTF-8 or GBK text, and in every UTF-16 one
     that has a line end. Text in GBK is hardly ever UTF-8 too, so UTF-8 comes before it.
@@ -86,19 +86,19 @@ def find_encoding(path: Path) -> str:
 
 
 def find_delimiter(start: str) -> str:
-    """Comma, semicolon or tab: the one that stands most often in the header, outside of quotes."""
+    """Chooses the comma, semicolon or tab that stands most often in the header, outside of quotes."""
     outside = "".join(start.split('"')[::2]).lstrip().splitlines() or [""]
     return max(",;\t", key=outside[0].count)
 
 
 class LookAhead:
-    """A stream with a look ahead, that refuses what is no text or has no end."""
+    """A stream that can be looked into ahead, and that refuses lines without end."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.ahead, self.line = stream, io.StringIO(newline=""), 0
 
     def peek(self) -> str:
-        """The beginning, which is read again later."""
+        """Gives the beginning, which is read again later."""
         start = self.stream.read(CHUNK)
         if start.endswith("\r"):  # whose other half must not become a line of its own
             start += self.stream.read(1)
@@ -186,7 +186,7 @@ def _json_array(stream: LookAhead) -> Iterator[Row]:
 
 
 def _json_object(stream: LookAhead, buffer: str, number: int) -> tuple[dict, str]:
-    """The object at the buffer's beginning, and what is left of the buffer."""
+    """Reads the object at the buffer's beginning -> the object, and what is left of the buffer."""
     if not buffer.startswith("{"):
         raise ValueError(f"row {number} must be a JSON object, it begins with {buffer[:10]!r}")
     while True:
@@ -201,7 +201,7 @@ def _json_object(stream: LookAhead, buffer: str, number: int) -> tuple[dict, str
 
 
 def _more(stream: LookAhead, buffer: str) -> str:
-    """The buffer with something in it other than white space, unless the stream is at its end."""
+    """Fills an empty buffer, unless the stream is at its end."""
     while not buffer:
         more = stream.read(CHUNK)
         if not more:
@@ -273,7 +273,7 @@ def _check_cell(value: str) -> None:
 
 
 def _decodes(path: Path, encoding: str) -> str:
-    """`encoding`, when all of the file is in it; else ValueError with the line that is not."""
+    """Gives `encoding` back when all of the file is in it. Raises ValueError with the line that is not."""
     decoder = codecs.getincrementaldecoder(encoding)()
     line = 1
     with path.open("rb") as file:
@@ -294,7 +294,7 @@ def _decodes(path: Path, encoding: str) -> str:
 
 
 def _looks_like_gbk(start: bytes) -> bool:
-    """Whether most of the characters beyond ASCII are the common ones of GB 2312.
+    """Tells whether most of the characters beyond ASCII are the common ones of GB 2312.
 
     Western European bytes followed by a letter are formally GBK too, but rare characters of it.
     """

@@ -1,4 +1,4 @@
-"""Fonts of the system, found by the characters that they have, or by language and style.
+"""Finds fonts of the system, by the characters that they have, or by language and style.
 
 No font is part of this repository. Where the system has none, Pillow's own still writes Latin letters.
 """
@@ -28,7 +28,7 @@ LOUD = (
     *("mono", "condensed", "narrow", "serif", "medium"),
 )
 MAX_FACES = 20  # of one collection
-MISSING = "\U0010ffff"  # a code that is no character: every font draws its sign for what it lacks
+MISSING = "\U0010ffff"  # a code without a character: every font draws its sign for what it lacks
 PROBE = 24  # pixels
 
 STYLES = {"sans": "sans-serif", "bold": "bold sans-serif", "serif": "serif", "mono": "monospace"}
@@ -152,14 +152,14 @@ class Fonts:
         return "".join(c if not is_drawn(c) or self._first(c) else "?" for c in text)
 
     def has(self, face: Face, character: str) -> bool:
-        """Whether the font draws a character, and not its sign for what it lacks."""
+        """Tells whether the font draws a character, and not its sign for what it lacks."""
         key = face, character
         if key not in self.drawn:
             self.drawn[key] = self._glyph(face, character) not in (self._glyph(face, MISSING), None)
         return self.drawn[key]
 
     def _glyph(self, face: Face, character: str) -> tuple[tuple[int, int], bytes] | None:
-        """What the font draws, None for nothing at all."""
+        """Draws a character, None for nothing at all."""
         if face not in self.probes:
             self.probes[face] = face.at(PROBE)
         mask: Any = self.probes[face].getmask(character)  # a sequence, which Pillow's types do not say
@@ -181,7 +181,7 @@ class Fonts:
         yield BUILT_IN
 
     def _faces_of(self, path: Path) -> list[Face]:
-        """The fonts of a file, simplified Chinese first; none of one that is broken or has fixed sizes."""
+        """Opens the fonts of a file, simplified Chinese first; none of a broken one or of fixed sizes."""
         faces = []
         for number in range(MAX_FACES if path.suffix.lower() in COLLECTIONS else 1):
             face = Face(path, number)
@@ -195,7 +195,7 @@ class Fonts:
 
 
 def is_drawn(character: str) -> bool:
-    """Whether a character needs a glyph: spaces, controls, joiners and variation selectors do not."""
+    """Tells whether a character needs a glyph: spaces, controls, joiners and variation selectors do not."""
     return not (
         character.isspace()
         or unicodedata.category(character) in ("Cc", "Cf")
@@ -208,7 +208,7 @@ def _font_files(folder: Path) -> Iterator[Path]:
 
 
 def _rank(path: Path) -> tuple[int, int, str]:
-    """Plain faces first, the preferred ones among them first."""
+    """Sorts plain faces first, the preferred ones among them first."""
     name = path.name.lower().replace(" ", "").replace("_", "-")
     preferred = next((i for i, start in enumerate(PREFERRED) if name.startswith(start)), len(PREFERRED))
     return sum(word in name for word in LOUD), preferred, str(path)

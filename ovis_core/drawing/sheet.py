@@ -1,4 +1,4 @@
-"""Pictures and labels -> one sheet, with labels in any script that a font of the system can write."""
+"""Draws pictures on one sheet, with labels in any script that a font of the system can write."""
 
 import math
 import unicodedata
@@ -103,7 +103,7 @@ def grid_shape(
     num_column_labels: int = 0,
     num_row_labels: int = 0,
 ) -> tuple[int, int]:
-    """Columns and rows. Raises ValueError where the numbers of pictures and labels do not agree."""
+    """Counts columns and rows. Raises ValueError where the numbers of pictures and labels do not agree."""
     if not num_pictures:
         raise ValueError("there are no pictures; connect at least one")
     if num_labels and num_labels != num_pictures:
@@ -147,14 +147,14 @@ class Line:
 
 
 class Letterer:
-    """Labels at one size."""
+    """Sets labels at one size."""
 
     def __init__(self, fonts: Fonts, size: int) -> None:
         self.fonts, self.size = fonts, size
         self.loaded: dict[Face, ImageFont.FreeTypeFont] = {}
 
     def lines(self, text: str, width: int) -> list[Line]:
-        """The label in lines of at most `width` pixels; what is beyond the last line is cut."""
+        """Breaks the label into lines of at most `width` pixels; what is beyond the last line is cut."""
         lines: list[str] = []
         for paragraph in text.strip().splitlines():
             lines += self._wrap(paragraph.strip(), width)
@@ -186,7 +186,7 @@ class Letterer:
             text = text[fits:].lstrip()
 
     def _fitting(self, text: str, width: int) -> int:
-        """How many characters of the beginning fit, at least 1."""
+        """Counts the characters of the beginning that fit, at least 1."""
         low, high = 1, len(text)
         while low < high:
             middle = (low + high + 1) // 2
@@ -198,7 +198,7 @@ class Letterer:
 
 
 def _scaled(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Made smaller until the longer side fits, never larger."""
+    """Makes a size smaller until the longer side fits."""
     factor = min(1.0, longest / max(size)) if longest else 1.0
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
@@ -210,7 +210,7 @@ def _height(lines: Sequence[Line]) -> int:
 def _draw_lines(
     draw: ImageDraw.ImageDraw, lines: Sequence[Line], x: int, y: int, width: int, ink: RGB
 ) -> None:
-    """Lines below each other, centred in `width`, each run on the common baseline."""
+    """Draws lines below each other, centred in `width`, each run on the common baseline."""
     for line in lines:
         pen = x + (width - line.width) / 2
         for text, font in line.runs:

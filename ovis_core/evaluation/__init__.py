@@ -1,1 +1,7 @@
-"""What a picture says: its text is read, compared with what was asked for, and scored."""
+"""Evaluation: the text in a picture is read, compared with what was asked for, and scored.
+
+ocr             a picture -> regions of text
+text_metrics    expected and recognised texts -> matches and error rates
+benchmarks      the text scores of three published benchmarks
+verify          a picture and its expected texts -> a verdict, frames, a ranking
+"""

@@ -1,4 +1,4 @@
-"""The text scores of three benchmarks, under their names, on what any reader has read.
+"""Computes the text scores of three benchmarks, under their names, on what any reader has read.
 
 Definitions only: a benchmark's published figures come from its own prompts and its own reader (PaddleOCR, or
 the vision-language model Qwen2.5-VL-7B), so compare a figure of these with others read the same way.
@@ -26,12 +26,12 @@ class Reading(NamedTuple):
 
 
 def language_of(texts: Sequence[str]) -> str:
-    """`zh` where there is a Chinese character, else `en`."""
+    """Gives `zh` where there is a Chinese character, else `en`."""
     return "zh" if CHINESE.search(" ".join(texts)) else "en"
 
 
 def cvtg_word_accuracy(readings: Iterable[Reading]) -> float:
-    """CVTG-2K's Word Accuracy: the share of expected words that are among the recognised ones, without case.
+    """Computes CVTG-2K's Word Accuracy: the share of expected words that were recognised, without case.
 
     Source: TextCrafter (arXiv 2503.23461), its evaluation script for CVTG-2K.
     """
@@ -40,8 +40,9 @@ def cvtg_word_accuracy(readings: Iterable[Reading]) -> float:
 
 
 def cvtg_ned(readings: Iterable[Reading]) -> float:
-    """CVTG-2K's NED: for each expected word 1 minus its edit distance to the closest recognised one by the
-    longer's length, on average over all words. The closest is the one that difflib finds.
+    """Computes CVTG-2K's NED, the mean over all expected words of 1 minus a normalized edit distance.
+
+    The distance is that to the closest recognised word, as difflib finds it, by the longer's length.
 
     Source: as `cvtg_word_accuracy`; the 1e-5 in the divisor is the script's.
     """
@@ -60,8 +61,10 @@ def _words(reading: Reading) -> tuple[list[str], list[str]]:
 
 
 def longtext_bench(readings: Iterable[Reading]) -> float:
-    """LongText-Bench's Text Score: the share of expected words (in Chinese, characters) that are found among
-    the recognised ones, each as often as it is there, without case and signs, over all pictures together.
+    """Computes LongText-Bench's Text Score: the share of expected words that were recognised.
+
+    In Chinese, of characters. Each counts as often as it is there, without case and signs, over all pictures
+    together.
 
     Source: X-Omni (arXiv 2507.22058), its textbench scripts.
     """
@@ -78,12 +81,12 @@ def longtext_bench(readings: Iterable[Reading]) -> float:
 
 
 def oneig_text(readings: Iterable[Reading], language: str) -> float:
-    """OneIG-Bench's text score, 1 - min(M, ED) (1 - CR) (1 - WAC) / M with M = 100 for `en`, 50 for `zh`.
+    """Computes OneIG-Bench's text score, 1 - min(M, ED) (1 - CR) (1 - WAC) / M.
 
-    ED is the mean edit distance, CR the share of pictures without one, WAC the share of expected words (in
-    Chinese, characters) that were found. Of the same readings at once, as the benchmark does: the score of a
-    set is not the mean of its pictures' scores.
-    Source: OneIG-Bench (arXiv 2506.07977), scripts/text of OneIG-Bench/OneIG-Benchmark.
+    M is 100 for `en`, 50 for `zh`. ED is the mean edit distance, CR the share of pictures without one, WAC
+    the share of expected words (in Chinese, characters) that were found. Of the same readings at once, as the
+    benchmark does: the score of a set is not the mean of its pictures' scores. Source: OneIG-Bench (arXiv
+    2506.07977), scripts/text of OneIG-Bench/OneIG-Benchmark.
     """
     distances, matched, total = [], 0, 0
     for expected, read in readings:
@@ -102,13 +105,13 @@ def oneig_text(readings: Iterable[Reading], language: str) -> float:
 
 
 def _plain(text: str) -> str:
-    """Letters, digits and Chinese characters: without spaces where one is Chinese, else with single ones."""
+    """Keeps letters, digits and Chinese characters, and single spaces where none is Chinese."""
     text = DROPPED.sub("", text)
     return ("" if CHINESE.search(text) else " ").join(text.split())
 
 
 def scores(expected: Sequence[str], read: Sequence[str]) -> dict[str, float]:
-    """All of them for one picture."""
+    """Computes all of them for one picture."""
     reading = [Reading(expected, read)]
     return {
         "cvtg_2k_word_accuracy": cvtg_word_accuracy(reading),

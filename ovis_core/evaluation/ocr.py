@@ -1,4 +1,4 @@
-"""Reading a picture: a small seam, `image -> regions`, and rapidocr behind it.
+"""Reads the text in a picture, by a small seam, `image -> regions`, with rapidocr behind it.
 
 The models are PP-OCR's (Chinese and English), 31 MB, from rapidocr's own wheel: nothing is downloaded. They
 run on the CPU, beside ComfyUI's management of models, which they take nothing from.
@@ -79,7 +79,7 @@ class RapidReader:
 
 
 def looks(image: np.ndarray, read: Reader) -> Iterator[list[Region]]:
-    """Readings of a picture, uint8 (height, width, 3), at several sizes, each when it is asked for.
+    """Reads a picture, uint8 (height, width, 3), at several sizes, each when it is asked for.
 
     Boxes are in the picture's own pixels, regions in reading order. A picture without room for writing has
     one reading, which is empty.
@@ -105,7 +105,10 @@ def _scaled(region: Region, scale: tuple[float, float]) -> Region:
 
 
 def reading_order(regions: list[Region]) -> list[Region]:
-    """Rows from top to bottom, each from left to right; a row is what begins above its first one's middle."""
+    """Sorts rows from top to bottom, each from left to right.
+
+    A region belongs to the row whose first region has its middle below the region's top.
+    """
     rows: list[list[Region]] = []
     for region in sorted(regions, key=lambda region: region.top):
         if rows and region.top < (rows[-1][0].top + rows[-1][0].bottom) / 2:

@@ -1,4 +1,4 @@
-"""How well what was read fits what was asked for: characters, and whole texts in any order.
+"""Measures how well what was read fits what was asked for: characters, and whole texts in any order.
 
 Everything here is total: any two texts have a score between 0 and 1, empty ones too.
 """
@@ -28,7 +28,7 @@ class Rules:
 
 
 def fold(text: str, rules: Rules) -> str:
-    """A text as it is compared: without spaces and the differences that do not count."""
+    """Prepares a text to be compared: without spaces and the differences that do not count."""
     if rules.width_sensitive:
         text = unicodedata.normalize("NFC", text)
     else:
@@ -39,7 +39,7 @@ def fold(text: str, rules: Rules) -> str:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's distance: the characters to insert, delete or replace.
+    """Counts the characters to insert, delete or replace (Levenshtein).
 
     The rows of the usual table as bits of two integers, after Myers (1999) and Hyyrö (2003): long texts are
     compared with many regions.
@@ -64,7 +64,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def similarity(a: str, b: str, rules: Rules | None = None) -> float:
-    """1 for texts that are equal by the rules, 0 for those with nothing in common; symmetric."""
+    """Gives 1 for texts that are equal by the rules, 0 for those with nothing in common; symmetric."""
     return _alike(*(fold(text, rules or Rules()) for text in (a, b)))
 
 
@@ -73,13 +73,13 @@ def _alike(a: str, b: str) -> float:
 
 
 def character_error_rate(expected: str, read: str, rules: Rules | None = None) -> float:
-    """Wrong, missing and extra characters for each expected one, at most 1."""
+    """Counts wrong, missing and extra characters for each expected one, at most 1."""
     expected, read = (fold(text, rules or Rules()) for text in (expected, read))
     return error_rate(edit_distance(expected, read), len(expected))
 
 
 def error_rate(errors: int, characters: int) -> float:
-    """Errors for each of the expected characters, at most 1; with none expected, any error is all wrong."""
+    """Divides errors by the expected characters, at most 1; with none expected, any error is all wrong."""
     return min(1.0, errors / characters) if characters else float(errors > 0)
 
 
@@ -149,7 +149,7 @@ def match_texts(
 
 
 def _split(piece: Piece, wanted: Sequence[str], rules: Rules) -> list[Piece]:
-    """A region in two or three where some of its words are exactly an expected text; else as it is."""
+    """Cuts a region where some of its words are exactly an expected text."""
     words = piece.text.split()
     folded = [fold(word, rules) for word in words]
     if "".join(folded) in wanted:
@@ -169,7 +169,7 @@ def _split(piece: Piece, wanted: Sequence[str], rules: Rules) -> list[Piece]:
 
 
 def _best_pairs(wanted: Sequence[str], folded: Sequence[str]) -> dict[int, list[int]]:
-    """Text -> a piece of its own; the most similar pairs first, those with nothing in common never."""
+    """Gives each text a piece of its own, the most similar pairs first."""
     pairs = []
     for i, text in enumerate(wanted):
         for j, piece in enumerate(folded):

@@ -1,4 +1,4 @@
-"""A picture and the texts it should show -> what is right, what is wrong, and where."""
+"""Compares a picture with the texts that it should show: what is right, what is wrong, and where."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,7 @@ class Verdict:
         return all(match.is_exact for match in self.matches)
 
     def as_dict(self) -> dict:
-        """For JSON. Regions are numbered from 1, as in the annotated picture."""
+        """Gives all of it for JSON. Regions are numbered from 1, as in the annotated picture."""
         return {
             "score": self.score,
             "character_error_rate": 1 - self.score,
@@ -63,7 +63,7 @@ class Verdict:
         }
 
     def report(self) -> str:
-        """A line for the picture, and one for each text that is wrong or not asked for."""
+        """Writes a line for the picture, and one for each text that is wrong or not asked for."""
         verdict = "passed" if self.passed else "failed"
         right = sum(match.is_exact for match in self.matches)
         lines = [f"{verdict}: score {self.score:.3f}, {right} of {len(self.matches)} texts right"]
@@ -77,7 +77,7 @@ class Verdict:
 
 
 def expected_texts(texts: str) -> list[str]:
-    """One text a line, or a JSON list of texts, which may have several lines. Empty ones are left out."""
+    """Reads one text a line, or a JSON list of texts. Empty ones are left out."""
     lines = texts.splitlines()
     if texts.lstrip().startswith("["):
         try:
@@ -97,7 +97,7 @@ def verify(
     threshold: float = 1.0,
     count_extra: bool = True,
 ) -> Verdict:
-    """The verdict on a picture, uint8 (height, width, 3). Of several looks at it, the one that fits best.
+    """Judges a picture, uint8 (height, width, 3), by the look at it that fits best.
 
     count_extra: whether characters that nobody asked for are errors. Without texts, a picture is right when
     nothing is read in it.
@@ -113,7 +113,7 @@ def verify(
 def judge(
     regions: list[Region], texts: Sequence[str], rules: Rules, threshold: float, count_extra: bool
 ) -> Verdict:
-    """The verdict on what was read."""
+    """Judges what was read."""
     lines = [region.text for region in regions]
     matches, extra = match_texts(texts, lines, rules)
     errors = sum(match.errors for match in matches)
@@ -124,7 +124,7 @@ def judge(
 
 
 def annotate(image: np.ndarray, verdict: Verdict) -> np.ndarray:
-    """The picture, uint8 (height, width, 3), with numbered frames: green right, red wrong, orange extra."""
+    """Frames the regions of a picture, uint8 (height, width, 3): green right, red wrong, orange extra."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     line = max(2, min(picture.size) // 250)
@@ -144,13 +144,13 @@ def annotate(image: np.ndarray, verdict: Verdict) -> np.ndarray:
 
 
 def ranking(verdicts: Iterable[Verdict]) -> list[int]:
-    """Indices from the best to the worst picture; of equal ones the first comes first."""
+    """Sorts indices from the best to the worst picture; of equal ones the first comes first."""
     graded = [(not verdict.passed, -verdict.score, i) for i, verdict in enumerate(verdicts)]
     return [i for _, _, i in sorted(graded)]
 
 
 def draw_ranking(images: Sequence[np.ndarray], verdicts: Sequence[Verdict]) -> np.ndarray:
-    """All pictures, uint8, from the best to the worst, each with its rank, number from 1, and score."""
+    """Draws all pictures, uint8, from the best to the worst, each with its rank, number and score."""
     order = ranking(verdicts)
     labels = [f"#{rank}  picture {i + 1}  score {verdicts[i].score:.3f}" for rank, i in enumerate(order, 1)]
     look = Look(

@@ -1,4 +1,4 @@
-"""The texts of a poster and what surrounds them -> one prompt, with nothing altered."""
+"""Writes one prompt from the texts of a poster and what surrounds them, with nothing altered."""
 
 from dataclasses import dataclass
 
@@ -70,7 +70,7 @@ class Composed:
 
 
 def compose(texts: dict[str, str], scene: str = "", style: str = "", language: str = "en") -> Composed:
-    """Copy by field -> a prompt with the lettering's style first, since the model follows it best there.
+    """Writes copy by field as a prompt, the lettering's style first, since the model follows it best there.
 
     Blank fields are left out; every other character of every field is in the prompt as it is given.
     Raises ValueError when all is blank, or when quotation marks leave in doubt what is to be drawn.
@@ -85,7 +85,7 @@ def compose(texts: dict[str, str], scene: str = "", style: str = "", language: s
 
 
 def assemble(phrases: list[str], texts: tuple[str, ...], scene: str, style: str, phrasing: Phrasing) -> str:
-    """Style, quoted texts and scene -> the prompt. Raises ValueError as `compose` does."""
+    """Joins style, quoted texts and scene to the prompt. Raises ValueError as `compose` does."""
     parts = []
     if style.strip():
         parts.append(phrasing.style + _sentence(style, phrasing))
@@ -105,14 +105,14 @@ def assemble(phrases: list[str], texts: tuple[str, ...], scene: str, style: str,
 
 
 def phrasing_of(language: str) -> Phrasing:
-    """Raises ValueError for a language that has no phrasing."""
+    """Looks a language up. Raises ValueError for one that is unknown."""
     if language not in PHRASINGS:
         raise ValueError(f"the language is {language!r}; choose one of {', '.join(LANGUAGES)}")
     return PHRASINGS[language]
 
 
 def openers_for(text: str, phrasing: Phrasing) -> str:
-    """The language's quotes, but curly ones where the tokenizer would merge a straight one with a symbol."""
+    """Gives the language's quotes, but curly ones where a straight one would merge with a symbol."""
     return phrasing.openers if text[0].isalnum() else phrasing.openers.replace('"', "") + '"'
 
 
@@ -125,6 +125,6 @@ def _sentence(text: str, phrasing: Phrasing) -> str:
 
 
 def _holds(found: list[str], wanted: tuple[str, ...]) -> bool:
-    """Whether `wanted` is in `found` in its order; the scene may quote texts of its own."""
+    """Tells whether `found` has `wanted` in its order; the scene may quote texts of its own."""
     rest = iter(found)
     return all(text in rest for text in wanted)

@@ -1,4 +1,4 @@
-"""Boxes with texts -> sentences that say where each stands, and the order in which they are read."""
+"""Turns boxes with texts into sentences that say where each stands, in the order of reading."""
 
 import math
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Box:
 
 
 def read_boxes(elements: object) -> list[Box]:
-    """`elements` of ComfyUI's Create Bounding Boxes -> boxes. Raises ValueError for anything else."""
+    """Reads the `elements` of ComfyUI's Create Bounding Boxes. Raises ValueError for anything else."""
     if not isinstance(elements, list) or not all(isinstance(element, dict) for element in elements):
         raise ValueError(
             f"elements must be a list of boxes, got {type(elements).__name__}; connect the elements output "
@@ -66,7 +66,7 @@ def read_boxes(elements: object) -> list[Box]:
 
 
 def place(boxes: list[Box], scene: str = "", style: str = "", language: str = "en") -> Composed:
-    """Boxes -> a prompt that says where each text and thing stands, and the texts in reading order.
+    """Writes a prompt that says where each text and thing stands.
 
     Raises ValueError when no box has a text, and as `copy.compose` does.
     """
@@ -81,7 +81,7 @@ def place(boxes: list[Box], scene: str = "", style: str = "", language: str = "e
 
 
 def reading_order(boxes: list[Box]) -> list[Box]:
-    """From top to bottom; side by side from left to right, but vertical columns from right to left."""
+    """Sorts from top to bottom and from left to right, but vertical columns from right to left."""
     rows: list[list[Box]] = []
     for box in sorted(boxes, key=lambda box: (box.top, box.left)):
         row = next((row for row in rows if _side_by_side(row[0], box)), None)
@@ -97,7 +97,7 @@ def reading_order(boxes: list[Box]) -> list[Box]:
 
 
 def _side_by_side(first: Box, second: Box) -> bool:
-    """Whether they share at least half of the lower one's height."""
+    """Tells whether they share at least half of the lower one's height."""
     shared = min(first.bottom, second.bottom) - max(first.top, second.top)
     return shared >= 0.5 * min(first.bottom - first.top, second.bottom - second.top)
 
@@ -165,7 +165,7 @@ def _read_box(element: dict, what: str) -> Box:
 
 
 def _read_colour(element: dict, what: str) -> tuple[int, int, int] | None:
-    """The first of the palette."""
+    """Reads the first colour of the palette."""
     palette = element.get("color_palette") or []
     if not palette:
         return None

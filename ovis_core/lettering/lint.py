@@ -1,4 +1,4 @@
-"""What will go wrong with a prompt, before it is drawn: findings with a severity, a place and a remedy.
+"""Finds what will go wrong with a prompt: findings with a severity, a place and a remedy.
 
 Nothing here blocks, and no fix touches a character between quotation marks.
 """
@@ -38,7 +38,9 @@ MERGED = re.compile(r'\s*"[^\w\s"“”.,!?;:]+')
 
 @dataclass(frozen=True)
 class Finding:
-    """start, end: where in the prompt, in characters; None for what is not in the prompt.
+    """One thing that will go wrong.
+
+    start, end: where in the prompt, in characters; None for what is not in the prompt.
 
     edits: (start, end, new text) that put it right, if a machine may. values: for the message.
     """
@@ -64,7 +66,7 @@ class Check:
 def check(
     prompt: str, meter: Meter | None = None, steps: int = 50, cfg: float = 5.0, fix: bool = False
 ) -> Check:
-    """Without a meter nothing is said of tokens. Raises ValueError as `meter.read` does."""
+    """Checks a prompt; without a meter, not its tokens. Raises ValueError as `meter.read` does."""
     fixed: list[tuple[str, Finding]] = []
     findings, reading = _findings(prompt, meter, steps, cfg)
     # Each round makes the prompt shorter or a mark match; a second one sees what the first laid open.
@@ -192,7 +194,7 @@ def _settings(steps: int, cfg: float) -> Iterator[Finding]:
 
 
 def _masked(prompt: str, quoted: list[Quoted]) -> str:
-    """The prompt with NUL for every quoted character and its marks, so that positions stay."""
+    """Puts NUL for every quoted character and its marks, so that positions stay."""
     characters = list(prompt)
     for q in quoted:
         characters[q.start - 1 : q.end + 1] = "\0" * (q.end + 2 - q.start)
@@ -200,7 +202,7 @@ def _masked(prompt: str, quoted: list[Quoted]) -> str:
 
 
 def _edited(prompt: str, edits: list[tuple[int, int, str]]) -> str:
-    """The edits made from the end, so that positions stay; of two that overlap, the later one."""
+    """Makes the edits from the end, so that positions stay; of two that overlap, the later one."""
     limit = len(prompt)
     for start, end, new in sorted(edits, reverse=True):
         if end <= limit:

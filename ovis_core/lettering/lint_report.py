@@ -1,4 +1,4 @@
-"""A prompt's check -> one line, a report to read, and JSON."""
+"""Writes what a prompt's check has found as one line, as a report and as JSON."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ MAX_PER_CODE = 20  # findings of one kind that are listed; the summary counts al
 
 
 def summary(check: Check, language: str) -> str:
-    """One line: the tokens, and how many findings of each severity there are."""
+    """Says in one line the tokens, and how many findings of each severity there are."""
     counts = Counter(finding.severity for finding in check.findings)
     parts = [_tokens(check.reading, language)]
     parts += [
@@ -33,7 +33,7 @@ def summary(check: Check, language: str) -> str:
 
 
 def report(check: Check, language: str) -> str:
-    """The summary, then a line for each finding, the worst first, then what was fixed."""
+    """Writes the summary, then a line for each finding, the worst first, then what was fixed."""
     lines = [summary(check, language)]
     lines += [
         _line(SEVERITIES[finding.severity][language], check.prompt, finding, language)
@@ -44,7 +44,7 @@ def report(check: Check, language: str) -> str:
 
 
 def as_json(check: Check, language: str) -> str:
-    """{"tokens": {...} or null, "findings": [...], "fixed": [...], "texts": [...], "prompt": "..."}."""
+    """Writes {"tokens": {...} or null, "findings", "fixed", "texts": [...], "prompt": "..."}."""
     reading = check.reading
     tokens = reading and {
         "used": reading.num_tokens,
@@ -120,7 +120,7 @@ def _texts(prompt: str, finding: Finding, language: str) -> tuple[str, str]:
 
 
 def _place(prompt: str, finding: Finding) -> tuple[int | None, int | None]:
-    """Line and column, from 1."""
+    """Counts line and column, from 1."""
     if finding.start is None:
         return None, None
     before = prompt[: finding.start]

@@ -1,4 +1,4 @@
-"""How many of the model's tokens a prompt takes, what is lost, and what has no token of its own."""
+"""Counts the model's tokens of a prompt, and finds what is lost and what has no token of its own."""
 
 import unicodedata
 from bisect import bisect_right
@@ -9,7 +9,7 @@ from os.path import commonprefix
 
 from ..prompt import MAX_TOKENS, SYSTEM
 
-REPLACEMENT = "\ufffd"  # what bytes decode to that are no whole character
+REPLACEMENT = "\ufffd"  # what bytes decode to that are only part of a character
 MAX_BYTE_TOKENS = 8  # no character takes more
 
 
@@ -48,7 +48,10 @@ class Reading:
 
 
 def read(prompt: str, meter: Meter) -> Reading:
-    """Raises ValueError for a tokenizer whose empty prompt is not Ovis-Image's template."""
+    """Reads a prompt as the model does.
+
+    Raises ValueError for a tokenizer whose empty prompt is not Ovis-Image's template.
+    """
     template, num_template = meter.tokens("")
     if SYSTEM.rstrip() not in meter.decode(template):
         raise ValueError(
@@ -79,7 +82,7 @@ def _composed_length(prompt: str, end: int) -> int:
 
 
 def _in_bytes(ids: list[int], meter: Meter) -> tuple[str, ...]:
-    """Characters of which no token holds the whole."""
+    """Finds the characters of which no token holds the whole."""
     found: dict[str, None] = {}
     group: list[int] = []
     for token in ids:

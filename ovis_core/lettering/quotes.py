@@ -1,4 +1,4 @@
-"""Quotation marks in a prompt: which texts they hold, which do not match, and which kind suits a text."""
+"""Reads the quotation marks of a prompt, and chooses those that suit a text."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Slip:
 
 
 def parse(prompt: str) -> tuple[list[Quoted], list[Slip]]:
-    """The quoted texts from left to right, and the marks that do not match."""
+    """Finds the quoted texts from left to right, and the marks that do not match."""
     quoted, slips = [], []
     partners = _partners(prompt)
     i = 0
@@ -47,14 +47,15 @@ def parse(prompt: str) -> tuple[list[Quoted], list[Slip]]:
 
 
 def quoted_texts(prompt: str) -> list[str]:
-    """What the prompt asks for in letters, in its order."""
+    """Lists what the prompt asks for in letters, in its order."""
     return [quoted.text for quoted in parse(prompt)[0] if quoted.text.strip()]
 
 
 def quote(text: str, openers: str, what: str = "the text") -> str:
-    """The text, unaltered, in the first of the kinds of quotes (then any other) that leaves no doubt of it.
+    """Puts the text, unaltered, into the first kind of quotes that leaves no doubt of it.
 
-    openers: opening marks in order of preference. Raises ValueError for a text that no kind can hold.
+    openers: opening marks in order of preference; any other kind comes after them. Raises ValueError for a
+    text that no kind can hold.
     """
     for opener in dict.fromkeys([*openers, *PAIRS]):
         candidate = opener + text + PAIRS[opener]
@@ -67,7 +68,7 @@ def quote(text: str, openers: str, what: str = "the text") -> str:
 
 
 def _closing(prompt: str, start: int, partners: dict[int, int]) -> int | None:
-    """Where the text that opens at `start` ends, at a mark of the other kind if that was meant."""
+    """Finds where the text that opens at `start` ends, at a mark of the other kind if that was meant."""
     opener = prompt[start]
     meant = -1
     if opener == '"':
@@ -85,7 +86,7 @@ def _closing(prompt: str, start: int, partners: dict[int, int]) -> int | None:
 
 
 def _partners(prompt: str) -> dict[int, int]:
-    """Where each opening mark of a kind with two shapes is closed; marks may nest."""
+    """Finds where each opening mark of a kind with two shapes is closed; marks may nest."""
     partners: dict[int, int] = {}
     waiting: dict[str, list[int]] = {opener: [] for opener in CLOSERS.values()}
     for i, mark in enumerate(prompt):
@@ -97,7 +98,7 @@ def _partners(prompt: str) -> dict[int, int]:
 
 
 def _first_unopened(prompt: str, start: int, end: int) -> int:
-    """Where a ” stands in that part that no “ before it in that part has opened, or -1."""
+    """Finds the first ” of a part that no “ of that part has opened, or -1."""
     depth = 0
     for i in range(start, end):
         depth += (prompt[i] == "“") - (prompt[i] == "”")
@@ -107,5 +108,5 @@ def _first_unopened(prompt: str, start: int, end: int) -> int:
 
 
 def _is_inch_mark(prompt: str, i: int) -> bool:
-    """Whether the mark is that of 27" and opens nothing."""
+    """Tells whether the mark is that of 27" and opens nothing."""
     return prompt[i] == '"' and prompt[i - 1 : i].isdigit() and not prompt[i + 1 : i + 2].isalnum()

@@ -1,4 +1,4 @@
-"""Lettering styles by name, described in English and Chinese: those that ship, and the user's own."""
+"""Describes lettering styles by name, in English and Chinese: those that ship, and the user's own."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ Styles = dict[str, dict[str, str]]
 
 
 def load_styles(path: Path) -> Styles:
-    """A file of styles, checked. Raises ValueError for a file that is none, naming the style at fault."""
+    """Reads and checks a file of styles. Raises ValueError that names the style at fault."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"the styles in {path} take more than {MAX_BYTES} bytes; keep fewer of them")
@@ -34,12 +34,15 @@ def load_styles(path: Path) -> Styles:
 
 
 def all_styles(own: Path) -> Styles:
-    """The shipped styles, and above them the user's, where there is such a file."""
+    """Reads the shipped styles and the user's own, which go before them."""
     return load_styles(SHIPPED) | (load_styles(own) if own.is_file() else {})
 
 
 def describe(styles: Styles, name: str, language: str, colour: str = "") -> str:
-    """A style in one language, with a colour if one is wanted. Raises ValueError for an unknown name."""
+    """Describes a style in one language, in a colour if one is wanted.
+
+    Raises ValueError for an unknown name.
+    """
     phrasing_of(language)
     if name not in styles:
         raise ValueError(

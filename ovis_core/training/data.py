@@ -1,4 +1,4 @@
-"""Pictures and captions -> normalized latents and token ids, kept in memory and in a file, by size.
+"""Turns pictures and captions into normalized latents and token ids, kept by size.
 
 B batch, C channels, H and W latent pixels.
 """
@@ -41,7 +41,7 @@ class LatentCache:
         self.buckets = tuple(buckets)
 
     def batches(self, batch_size: int, seed: int) -> BatchOf:
-        """Batches of one size each, drawn by the step alone; sizes come as often as they have pictures."""
+        """Makes batches of one size each, drawn by the step alone; each picture comes as often as any."""
         counts = torch.tensor([float(len(bucket.latents)) for bucket in self.buckets])
 
         def batch_of(step: int) -> Batch:
@@ -94,7 +94,7 @@ def encode_pictures(
 def drawn_batches(
     draw: Draw, indices: Sequence[int], num_workers: int, batch_size: int = 64
 ) -> Iterator[tuple[Tensor, list[str]]]:
-    """Pictures (B, 3, 8H, 8W) in [-1, 1] and their captions, in the order of the indices."""
+    """Draws pictures (B, 3, 8H, 8W) in [-1, 1] and their captions, in the order of the indices."""
     loader = DataLoader(_Drawn(draw, indices), batch_size, num_workers=num_workers)
     for pictures, captions in loader:
         yield pictures.float() / 127.5 - 1, list(captions)

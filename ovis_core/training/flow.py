@@ -1,4 +1,4 @@
-"""The rectified-flow loss: which noise levels are trained, and what the velocity is compared with.
+"""Computes the rectified-flow loss: at which noise levels, and what the velocity is compared with.
 
 B batch, C channels, H and W latent pixels.
 """
@@ -20,7 +20,7 @@ PADDING_KEPT = 4  # text states that stand for all the padding, see `thin_paddin
 
 
 def draw_sigmas(count: int, num_tokens: int, generator: torch.Generator, uniform: bool = False) -> Tensor:
-    """Noise levels of `count` pictures of `num_tokens` tokens, in (0, 1), on the generator's device.
+    """Draws noise levels of `count` pictures of `num_tokens` tokens, in (0, 1), on the generator's device.
 
     sigmoid(mu + N(0, 1)) with the schedule's mu for that size (arXiv 2403.03206, section 3.1), or uniform.
     """
@@ -31,9 +31,10 @@ def draw_sigmas(count: int, num_tokens: int, generator: torch.Generator, uniform
 
 
 def velocity_loss(velocity: Velocity, latents: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity at (1 - sigma) x0 + sigma eps against eps - x0 (arXiv 2209.03003).
+    """Compares the velocity at (1 - sigma) x0 + sigma eps with eps - x0 (arXiv 2209.03003).
 
-    latents: x0, the MMDiT's (normalized), (B, C, H, W). sigmas: (B,). noise: eps, (B, C, H, W).
+    The loss is the mean squared error. latents: x0, the MMDiT's (normalized), (B, C, H, W). sigmas: (B,).
+    noise: eps, (B, C, H, W).
     """
     sigma = sigmas.view(-1, 1, 1, 1)
     noisy = torch.lerp(latents, noise, sigma)
@@ -43,7 +44,7 @@ def velocity_loss(velocity: Velocity, latents: Tensor, sigmas: Tensor, noise: Te
 def flow_loss(
     velocity: Velocity, latents: Tensor, generator: torch.Generator, uniform: bool = False
 ) -> Tensor:
-    """`velocity_loss` at noise levels and noise from the generator."""
+    """Computes `velocity_loss` at noise levels and noise from the generator."""
     sigmas = draw_sigmas(len(latents), num_image_tokens(*latents.shape[-2:]), generator, uniform)
     noise = torch.randn(latents.shape, generator=generator, device=generator.device)
     return velocity_loss(velocity, latents, sigmas, noise)
@@ -52,7 +53,7 @@ def flow_loss(
 def thin_padding(
     context: Tensor, table: Tensor, num_valid: int, length: int, generator: torch.Generator
 ) -> tuple[Tensor, Attention]:
-    """`length` of the text states, and the attention that makes up for the rest: less to compute.
+    """Keeps `length` of the text states, with an attention that makes up for the rest: less to compute.
 
     All but the last PADDING_KEPT states are the first of the context; those are drawn from the padding
     behind, and each weighs in every softmax as much as all that it stands for, so that padding has the part

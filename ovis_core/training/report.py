@@ -1,4 +1,4 @@
-"""What a run leaves to look at: a log of JSON lines, the loss as a curve, and sheets of pictures."""
+"""Writes what a run leaves to look at: a log of JSON lines, the loss as a curve, and samples."""
 
 import json
 import math
@@ -30,13 +30,13 @@ class Log:
                 temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), "utf-8")
 
     def write(self, entry: Mapping[str, float]) -> None:
-        # NaN is no JSON; the step that had it is in the log all the same.
+        # JSON has no NaN; the step that had it is in the log all the same.
         finite = {key: value if math.isfinite(value) else None for key, value in entry.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
 
     def entries(self) -> Iterator[dict]:
-        """The lines so far; one that a killed run left unfinished is passed over."""
+        """Reads the lines so far; one that a killed run left unfinished is passed over."""
         for line in self.path.read_text("utf-8").splitlines():
             try:
                 yield json.loads(line)
@@ -45,7 +45,7 @@ class Log:
 
 
 def draw_curve(log: Log, path: Path, key: str = "loss") -> None:
-    """The logged values over the steps, as points and as their average over a fiftieth of the run."""
+    """Draws the logged values over the steps, as points and as their average over a fiftieth of the run."""
     points = [(entry["step"], entry[key]) for entry in log.entries() if entry.get(key) is not None]
     image = Image.new("RGB", CURVE_SIZE, "white")
     if len(points) > 1:
@@ -88,7 +88,7 @@ def save_samples(images: Tensor, captions: Sequence[str], path: Path, columns: i
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] -> a picture."""
+    """Turns (3, H, W) in [0, 1] into a picture."""
     return Image.fromarray((image.clamp(0, 1) * 255).round().byte().movedim(0, 2).cpu().numpy())
 
 

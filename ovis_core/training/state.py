@@ -1,4 +1,4 @@
-"""What a run carries from step to step: weights, their average and the optimizer; in one file.
+"""Keeps what a run carries from step to step: weights, their average and the optimizer.
 
 Nothing random is kept: what a run draws comes from a generator seeded by (seed, step), so that a run that was
 stopped and resumed equals, on one device, the run that was not, bit for bit.
@@ -51,12 +51,13 @@ class RunState:
         self.num_bad = 0
 
     def generator(self, seed: int) -> torch.Generator:
-        """This step's, on the device of the parameters."""
+        """Seeds this step's generator, on the device of the parameters."""
         device = next(iter(self.parameters.values())).device
         return torch.Generator(device).manual_seed(seed * 1_000_003 + self.step)
 
     def update(self, loss: Tensor, lr: float) -> dict[str, float]:
-        """One step down the loss's gradient -> what to log of it. A step that is not finite changes nothing.
+        """Takes one step down the loss's gradient -> what to log of it. One that is not finite changes
+        nothing.
 
         Raises ValueError when too many of them come in a row.
         """
@@ -102,7 +103,7 @@ class RunState:
                     f"{path.name} belongs to a run with other settings: {settings} there, "
                     f"{self.fingerprint} here; use the same settings or start anew"
                 )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, a file of tensors
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weights.{name}"])
@@ -116,13 +117,13 @@ class RunState:
         self.step, self.num_bad = int(tensors["step"]), int(tensors["num_bad"])
 
     def averaged(self, name: str) -> dict[str, Tensor]:
-        """The average weights of a module, which are what is sampled and shipped."""
+        """Gives the average weights of a module, which are what is sampled and shipped."""
         prefix = name + "."
         return {key.removeprefix(prefix): value for key, value in self.ema.items() if key.startswith(prefix)}
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """The fused optimizer walks through memory: its averages must lie there as the parameter does."""
+    """Lays an average out in memory as its parameter is, since the fused optimizer walks through both."""
     if value.shape != parameter.shape:
         return value.to(parameter.device)  # a count of steps
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,4 +1,4 @@
-"""The training loop of the MMDiT, with its text encoder if that is trained too."""
+"""Trains the MMDiT, with its text encoder if that is trained too."""
 
 import dataclasses
 import math
@@ -55,7 +55,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """latents: normalized (B, C, H, W). prompts: token ids of each caption in its template, unpadded."""
+    """What one step trains on.
+
+    latents: normalized (B, C, H, W). prompts: token ids of each caption in its template, unpadded."""
 
     latents: Tensor
     prompts: Sequence[Sequence[int]]

@@ -1,4 +1,4 @@
-"""A picture's caption: what is written, where and how, in English or Chinese."""
+"""Writes a picture's caption: what is written, where and how, in English or Chinese."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def caption(
     num_short: int = len(SHORT),
     has_place: bool = True,
 ) -> str:
-    """What is written, in quotes, and how; a short one leaves out the style, the size and `centred`.
+    """Says what is written, in quotes, and how; short, without the style, the size and `centred`.
 
     num_short: how many of the short sentences are used. has_place: whether short ones say where it stands.
     """
@@ -126,7 +126,7 @@ def _colour_name(colour: str, is_chinese: bool) -> str:
 
 
 def caption_characters() -> str:
-    """All characters beyond ASCII that captions can hold, in a fixed order, for a tokenizer's vocabulary."""
+    """Lists all characters beyond ASCII that captions can hold, in a fixed order, for a vocabulary."""
     sources = (
         *(CHARACTERS, "！？¥“”，"),
         *(colour.chinese for colour in PALETTE),

@@ -1,4 +1,4 @@
-"""Synthetic typography as a dataset: for torch, and as a folder of PNG files with their captions.
+"""Makes datasets of synthetic typography: for torch, and as a folder of PNG files with captions.
 
 `python3 -m ovis_core.typography --out FOLDER --count N --seed S` writes such a folder. What it may
 look like is `settings.Typography`; `rendering.Renderer` draws it.
@@ -43,7 +43,7 @@ class TypographyDataset(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
-        """image: uint8 (3, H, W), caption: str."""
+        """Draws one: image, uint8 (3, H, W), and caption, str."""
         if not 0 <= index < self.count:
             raise IndexError(index)
         example = self.renderer(self.seed, index)
@@ -75,7 +75,7 @@ def write_dataset(folder: Path, renderer: Renderer, count: int, seed: int, sheet
 
 
 def describe(example: Example) -> dict:
-    """Everything of an example but its pixels, for JSON; the caption first."""
+    """Gives everything of an example but its pixels, for JSON; the caption first."""
     facts = {name: value for name, value in vars(example).items() if name not in ("image", "caption")}
     return {"caption": example.caption} | facts
 

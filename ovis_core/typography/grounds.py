@@ -1,4 +1,4 @@
-"""What writing lies on: a plain colour, or one with a frame, a stripe or a second half; and its colour."""
+"""Draws what writing lies on: a plain colour, or one with a frame, a stripe or a second half."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Grounds:
         self.pairs = {name: self._pairs(name) for name in positive(config.backgrounds)}
 
     def _pairs(self, name: str) -> dict[Colour, dict[Colour, list[Colour | None]]]:
-        """Every colour of a background -> every colour to write in -> those of its decoration."""
+        """Maps every colour of a background to those to write in, and these to those of its decoration."""
         colours = PALETTE[: self.config.num_colours]
 
         def are_readable(a: Colour, b: Colour) -> bool:
@@ -74,7 +74,7 @@ class Grounds:
 
 
 def draw_ground(size: tuple[int, int], ground: Ground) -> Image.Image:
-    """size: width and height in pixels."""
+    """Draws a background of `size`, width and height in pixels."""
     image = Image.new("RGB", size, ground.colour.rgb)
     if ground.decoration:
         name, colour = ground.decoration
@@ -83,7 +83,7 @@ def draw_ground(size: tuple[int, int], ground: Ground) -> Image.Image:
 
 
 def writing_area(size: tuple[int, int], ground: Ground) -> Rect:
-    """Where writing may lie: inside the margins, beside stripes, within frames, across halves."""
+    """Gives where writing may lie: inside the margins, beside stripes, within frames, across halves."""
     width, height = size
     name = ground.decoration[0] if ground.decoration else None
     margin = round(min(size) * (FRAME_MARGIN if name == "frame" else MARGIN))

@@ -1,4 +1,4 @@
-"""Writing set into an area: as large as asked or as fits, on one line or two, and where its ink lies."""
+"""Sets writing into an area, as large as asked or as fits, on one line or two."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class Block:
 
 
 def line_breaks(text: str) -> list[tuple[str, ...]]:
-    """A text on one line, and for several words on two of nearly the same length."""
+    """Puts a text on one line, and several words also on two of nearly the same length."""
     words = text.split(" ")
     breaks = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
     # A sign between words never begins or ends a line alone.
@@ -61,7 +61,7 @@ def set_block(
     min_size: int,
     angle: float,
 ) -> Block | None:
-    """Text at `size` pixels an em, smaller where it does not fit, on the lines that let it be largest.
+    """Sets text at `size` pixels an em, smaller where it does not fit, on the lines that let it be largest.
 
     None where it does not fit at `min_size`. angle: degrees, counterclockwise.
     """
@@ -79,7 +79,7 @@ def set_block(
 def set_on_grid(
     text: str, font_at: Callable[[int], ImageFont.FreeTypeFont], area: Rect, position: str, size: int
 ) -> Block | None:
-    """Text on one line at `size` pixels an em, placed by its advance and its font's height, not by its ink.
+    """Sets text on one line at `size` pixels an em, placed by its advance and its font's height.
 
     Its left end is a multiple of GRID: in a font whose advance is one too, every character stands whole on
     the MMDiT's image tokens, where a small model finds it. None where it does not fit.
@@ -98,12 +98,12 @@ def set_on_grid(
 
 
 def _ink(mask: Image.Image) -> Rect:
-    """Where a mask is not empty, of which writing always leaves something."""
+    """Finds where a mask is not empty, of which writing always leaves something."""
     return Rect(*(mask.getbbox() or (0, 0, 1, 1)))
 
 
 def _room(area: Rect, position: str) -> tuple[float, float]:
-    """Width and height that the writing may have and still be seen to be on the left, at the top, ..."""
+    """Gives the width and height at which writing is still seen to be on the left, at the top, ..."""
     width, height = float(area.width), float(area.height)
     if "left" in position or "right" in position:
         width *= ROOM_BESIDE
@@ -119,7 +119,7 @@ def _fitting_size(
     size: int,
     angle: float,
 ) -> int:
-    """The largest size up to `size` at which the lines fit, 0 if none."""
+    """Finds the largest size up to `size` at which the lines fit, 0 if none."""
     while size > 0:
         width, height = _extent(lines, font_at(size), size, angle)
         if width <= room[0] and height <= room[1]:
@@ -159,7 +159,7 @@ def _draw(
 def _layers(
     lines: Sequence[str], font: ImageFont.FreeTypeFont, size: int, position: str
 ) -> list[Image.Image]:
-    """Each line alone on a canvas that holds them all."""
+    """Draws each line alone on a canvas that holds them all."""
     boxes = [font.getbbox(line, anchor="ls") for line in lines]
     canvas = [math.ceil(n) for n in _extent(lines, font, size, angle=0)]
     layers = []

@@ -1,4 +1,4 @@
-"""Named colours, told apart even in a small picture, and how well one is read on another."""
+"""Names colours that are told apart in a small picture, and measures their contrast."""
 
 from dataclasses import dataclass
 
@@ -33,24 +33,24 @@ COLOURS = {colour.name: colour for colour in PALETTE}
 
 
 def luminance(rgb: RGB) -> float:
-    """Relative luminance of an sRGB colour, 0 to 1 (WCAG 2.2)."""
+    """Computes the relative luminance of an sRGB colour, 0 to 1 (WCAG 2.2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(a: RGB, b: RGB) -> float:
-    """Contrast ratio, 1 to 21 (WCAG 2.2); 3 is its bound for large text."""
+    """Computes the contrast ratio, 1 to 21 (WCAG 2.2); 3 is its bound for large text."""
     dark, light = sorted((luminance(a), luminance(b)))
     return (light + 0.05) / (dark + 0.05)
 
 
 def nearest_colour(rgb: tuple[float, float, float]) -> Colour:
-    """The palette's colour closest to a measured one."""
+    """Finds the palette's colour closest to a measured one."""
     return min(PALETTE, key=lambda c: sum((x - y) ** 2 for x, y in zip(c.rgb, rgb, strict=True)))
 
 
 def writing_colours(image: np.ndarray) -> tuple[str, str]:
-    """The names of the writing's colour and of the plain ground's, of a picture uint8 (height, width, 3).
+    """Names the colours of the writing and of the plain ground of a picture, uint8 (height, width, 3).
 
     The ground is the median of the picture's edge, the writing that of the 2 % of pixels least like it.
     """

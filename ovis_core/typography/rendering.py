@@ -1,4 +1,4 @@
-"""Pictures of writing with captions that state what is drawn, each a function of a seed and an index."""
+"""Draws pictures of writing with captions, each a function of a seed and an index."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,12 +59,12 @@ class Renderer:
         self.faces = {key: faces[key][: self.config.max_faces] for key in wanted}
 
     def size_of(self, index: int) -> tuple[int, int]:
-        """Width and height of a picture, known before it is drawn: a batch takes indices of the same size."""
+        """Gives the width and height of a picture before it is drawn: batches need pictures of one size."""
         width, height = self.config.sizes[index % len(self.config.sizes)]
         return width, height
 
     def __call__(self, seed: int, index: int) -> Example:
-        """The same picture and caption for the same config, faces, seed and index, wherever it is drawn."""
+        """Draws a picture: the same one for the same config, faces, seed and index, wherever it is drawn."""
         # Hashed by the generator itself, so that neighbouring seeds and indices have nothing in common.
         rng = Random(f"{seed}/{index}/{int(self.held_out)}")
         size = self.size_of(index)
@@ -89,7 +89,7 @@ class Renderer:
         )
 
     def _write(self, rng: Random, side: int, area: Rect) -> tuple[dict, Block]:
-        """side: the picture's shorter one -> how the writing is set, and the writing."""
+        """Chooses how the writing is set, and sets it. side: the picture's shorter one in pixels."""
         language = pick(rng, self.config.languages)
         kind = self.wording.kind(rng)
         style = pick(rng, self.styles[language])
@@ -135,11 +135,11 @@ def _load(face: Face, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _styles(config: Typography, language: str) -> Mapping[str, float]:
-    """The shares of the styles that a language has."""
+    """Gives the shares of the styles that a language has."""
     shares = config.styles_of(language)
     return {style: shares[style] for style in positive(shares) if (language, style) in FILES}
 
 
 def _scale(size: float) -> str | None:
-    """What a caption calls the size, from the pixels an em per pixel of the shorter side."""
+    """Says what a caption calls the size, from the pixels an em per pixel of the shorter side."""
     return "large" if size >= LARGE_FROM else "small" if size <= SMALL_TO else None

@@ -1,4 +1,4 @@
-"""What synthetic pictures of writing may look like: a few numbers that narrow or widen the distribution."""
+"""Describes what synthetic pictures of writing may look like, in a few numbers."""
 
 import math
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class Typography:
     grid_sizes: Mapping[str, int] = field(default_factory=dict)  # language -> pixels an em, see `layout`
     styles: Shares = _shares(sans=0.3, bold=0.4, serif=0.2, mono=0.1)  # there is no Chinese mono
     chinese_styles: Shares = field(default_factory=dict)  # in place of `styles`, if given
-    max_faces: int = 8  # of each style, the first that `fonts` lists
+    max_faces: int = 8  # of each style, the first that are listed
     tilted: float = 0.0  # share of pictures with tilted writing
     max_tilt: float = 12.0  # degrees
 
@@ -102,7 +102,7 @@ class Typography:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Typography":
-        """The defaults with some values replaced, as read from JSON. Raises ValueError for unknown names."""
+        """Replaces some of the defaults, as read from JSON. Raises ValueError for unknown names."""
         names = [entry.name for entry in fields(cls)]
         if not isinstance(values, Mapping):
             raise ValueError(f"settings are an object of names and values; got {type(values).__name__}")
@@ -113,7 +113,7 @@ class Typography:
 
 
 def positive(shares: Shares) -> list[str]:
-    """The choices that are ever drawn, in an order that does not depend on how they were written down."""
+    """Lists the choices that are ever drawn, in an order that does not depend on how they were written."""
     return sorted(name for name, share in shares.items() if share > 0)
 
 
@@ -123,7 +123,7 @@ def pick(rng: Random, shares: Shares) -> str:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples they were, so that settings read back equal those written."""
+    """Turns JSON's lists into the tuples that they were, so that settings read back equal those written."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

@@ -1,4 +1,4 @@
-"""What is written: words, made-up words, phrases and numbers; and which of them training never sees.
+"""Chooses what is written: words, made-up words, phrases and numbers; some are held out.
 
 A word is held out by what it is, whatever the run: the hash of its letters decides.
 """
@@ -18,13 +18,13 @@ CHINESE = re.compile("[\u4e00-\u9fff]+")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text: without case and the punctuation around them."""
+    """Lists the words of a text, without case and the punctuation around them."""
     words = (re.sub(r"^[\W_]+|[\W_]+$", "", word) for word in text.casefold().split())
     return [word for word in words if word]
 
 
 def parts_of(text: str) -> set[str]:
-    """The words of a text, and all that a reader finds in its Chinese ones: two characters or more."""
+    """Lists the words of a text, and all parts of its Chinese ones of two characters or more."""
     parts = set(words_of(text))
     for run in CHINESE.findall(text):
         parts |= {run[i:j] for i in range(len(run)) for j in range(i + 2, len(run) + 1)}
@@ -32,17 +32,17 @@ def parts_of(text: str) -> set[str]:
 
 
 def is_held_out(word: str) -> bool:
-    """Whether training never sees this word. Single characters are never held out."""
+    """Tells whether training never sees this word. Single characters are never held out."""
     return len(word) > 1 and zlib.crc32((SALT + word).encode()) % HELD_OUT_ONE_IN == 0
 
 
 def is_for_training(text: str) -> bool:
-    """Whether nothing in the text is held out."""
+    """Tells whether nothing in the text is held out."""
     return not any(map(is_held_out, parts_of(text)))
 
 
 def is_for_testing(text: str) -> bool:
-    """Whether every word of the text is held out."""
+    """Tells whether every word of the text is held out."""
     return all(map(is_held_out, words_of(text)))
 
 
@@ -76,7 +76,7 @@ class Wording:
         return pick(rng, self.kinds)
 
     def text(self, rng: Random, language: str, kind: str) -> str:
-        """One text; of several words with spaces between them."""
+        """Draws one text; of several words, with spaces between them."""
         draws = {
             "character": self._character,
             "letters": self._letters,
@@ -140,7 +140,7 @@ class Wording:
         return self._cased(rng, " ".join(words))
 
     def _part(self, rng: Random, language: str) -> str:
-        """A word of a phrase: mostly a listed one."""
+        """Draws a word of a phrase, mostly a listed one."""
         listed = self.words[language] and rng.random() < 0.7
         return self._listed(rng, language) if listed else self._letters(rng, language)
 

@@ -1,1 +1,6 @@
-"""Words: what a prompt asks for, what a picture says, and campaigns."""
+"""Words: the core's lettering, evaluation and campaigns with ComfyUI's folders, images and graphs.
+
+lettering       a prompt's texts, with the linked CLIP's tokenizer and the user's styles
+verify          reading pictures, ranking them, and drawing until the text is right
+campaign        tables of the input folder, labelled sheets
+"""

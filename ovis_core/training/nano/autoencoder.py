@@ -1,4 +1,4 @@
-"""The training loop of the autoencoder, and the scaling of its latents to what the MMDiT expects."""
+"""Trains the autoencoder, and scales its latents to what the MMDiT expects."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ PicturesOf = Callable[[int], Tensor]  # a step's pictures (B, 3, 8H, 8W) in [-1,
 def train_autoencoder(
     autoencoder: Autoencoder, pictures_of: PicturesOf, config: AutoencoderTrainConfig
 ) -> tuple[RunState, Iterator[dict[str, float]]]:
-    """The run's state, to save or load, and its remaining steps -> what to log of each."""
+    """Prepares a run -> its state, to save or load, and its remaining steps with what to log of each."""
     settings = dataclasses.asdict(config)
     state = RunState({"autoencoder": autoencoder}, settings, (0.9, 0.99), 0.0, 0.999, 1.0)
 

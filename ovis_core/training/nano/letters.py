@@ -1,4 +1,4 @@
-"""A small tokenizer in the files and with the template of the released one: one token a letter.
+"""Writes a small tokenizer in the files and with the template of the released one: a token a letter.
 
 Byte-level BPE as Qwen's, but its only merges join the bytes of the Chinese characters that it is given.
 What it was not given still arrives, as bytes.
@@ -56,7 +56,7 @@ def write_letter_tokenizer(folder: Path, characters: Iterable[str]) -> int:
 
 
 def _byte_names() -> dict[int, str]:
-    """Every byte as a printable character, as in GPT-2's vocabularies: itself, or one from 256 up."""
+    """Names every byte by a printable character, as in GPT-2's vocabularies: itself, or one from 256 up."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)}

@@ -199,7 +199,7 @@ class NanoRun:
     def pictures_of(
         self, drawn: dict[int, torch.Tensor], first: int, cropped: int, step: int
     ) -> torch.Tensor:
-        """A step's pictures for the autoencoder, parts of them in the first `cropped` steps.
+        """Gives a step's pictures for the autoencoder, parts of them in the first `cropped` steps.
 
         drawn: those of some steps, kept here, so that processes draw ahead. first: number of the first one.
         """
@@ -288,7 +288,7 @@ class NanoRun:
 
 
 def draw(renderer: Renderer, seed: int, index: int) -> tuple[Image.Image, str]:
-    """A picture and its caption."""
+    """Draws a picture and its caption."""
     example = renderer(seed, index)
     return example.image, example.caption
 
@@ -319,7 +319,7 @@ def init_autoencoder(autoencoder: Autoencoder) -> None:
 
 
 def crop(pictures: torch.Tensor, side: int, seed: int) -> torch.Tensor:
-    """A part of (B, 3, H, W), at most `side` pixels each way, somewhere."""
+    """Cuts a part out of (B, 3, H, W), at most `side` pixels each way, somewhere."""
     generator = torch.Generator().manual_seed(seed)
     for axis in (2, 3):
         extent = min(side, pictures.shape[axis])
