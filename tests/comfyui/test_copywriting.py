@@ -60,8 +60,7 @@ def nasty_graph(language: str, prefix: str = "") -> dict:
     }
 
 
-@pytest.mark.parametrize("language", ["English", "Chinese"])
-@pytest.mark.parametrize("prefix", ["", "12:", "12:3:"])
+@pytest.mark.parametrize(("language", "prefix"), [("English", ""), ("Chinese", "12:"), ("English", "12:3:")])
 def test_every_character_arrives_from_the_api_and_out_of_subgraphs(server, language, prefix):
     check_nasty(server.run(nasty_graph(language, prefix)))
 

@@ -123,10 +123,10 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
 
 
 def test_it_learns_one_batch():
-    config = TrainConfig(steps=150, lr=3e-3, warmup_steps=5, bf16=False, caption_dropout=0.0)
+    config = TrainConfig(steps=60, lr=3e-3, warmup_steps=5, bf16=False, caption_dropout=0.0)
     run = Trainer(*networks(), lambda step: batch_of(0), EMPTY, config)
     losses = [log["loss"] for log in run.train()]
-    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
 def test_the_text_encoder_may_stay_as_it_is():
@@ -144,10 +144,11 @@ def test_the_text_encoder_may_stay_as_it_is():
 def test_captions_are_dropped_in_their_share(monkeypatch):
     run = trainer(TrainConfig(steps=200, caption_dropout=0.3, bf16=False))
     seen = []
-    encode = run.encode
-    run.encode = lambda prompts: (seen.extend(prompts), encode(prompts))[1]
-    for _ in range(60):
-        run.train_step()
+    monkeypatch.setattr(run, "encode", lambda prompts: seen.extend(prompts) or torch.zeros(1))
+    monkeypatch.setattr("ovis_core.training.trainer.flow_loss", lambda *arguments: None)
+    for step in range(60):
+        run.state.step = step
+        run._loss(batch_of(step), run.state.generator(0))
     share = sum(tuple(prompt) == EMPTY for prompt in seen) / len(seen)
     assert 0.2 < share < 0.4
 
