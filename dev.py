@@ -2,7 +2,7 @@
 """The developer command: this pack on a real ComfyUI, whether or not one is installed.
 
     python3 dev.py demo [--prompt TEXT] [--out FILE]    one image from the model in the pack
-    python3 dev.py test [pytest arguments]              lint, format check, all tests
+    python3 dev.py test [pytest arguments]              lint, format and type check, all tests
     python3 dev.py serve [--port N] [-- arguments]      ComfyUI with this pack, for the browser
     python3 dev.py bench [NAME [its arguments]]         a measurement, written to tests/bench/results
     python3 dev.py screenshots                          the README's pictures, from the editor in Chromium
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     demo_parser = commands.add_parser("demo", help="one image from the small model that comes with the pack")
     demo_parser.add_argument("--prompt", default='"HELLO" in white on blue')
     demo_parser.add_argument("--out", type=Path, default=Path("ovis_image_demo.png"), metavar="FILE")
-    commands.add_parser("test", help="lint, format check, all tests; arguments go to pytest")
+    commands.add_parser("test", help="lint, format and type check, all tests; arguments go to pytest")
     serve_parser = commands.add_parser(
         "serve", help="ComfyUI with this pack; arguments after -- go to ComfyUI"
     )
@@ -130,6 +130,7 @@ def test(arguments: list[str]) -> int:
     steps = (
         (["-m", "ruff", "check", "."], {}),
         (["-m", "ruff", "format", "--check", "."], {}),
+        (["-m", "pyright", "--pythonpath", python], {}),
         *(([*pytest, *run], settings) for run, settings in runs),
     )
     codes = [call([python, *step], comfyui, settings) for step, settings in steps]

@@ -56,6 +56,10 @@ def main() -> None:
 def run(args: argparse.Namespace) -> Tensor:
     pipeline = load_pipeline(args.model, args.device, DTYPES.get(args.dtype))
     with tqdm(total=args.steps, unit="step") as bar:
+
+        def advance(step: int, denoised: Tensor) -> None:
+            bar.update()
+
         return pipeline(
             args.prompt,
             args.negative_prompt,
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> Tensor:
             cfg=args.cfg,
             seed=args.seed,
             sampler=args.sampler,
-            callback=lambda *_: bar.update(),
+            callback=advance,
         )
 
 

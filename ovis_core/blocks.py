@@ -42,7 +42,7 @@ class DoubleStreamBlock(nn.Module):
         self.txt_mlp = SwiGLU(hidden_size, mlp_size, ops, **factory)
 
     def forward(
-        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attention: Attention = sdp_attention
+        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor | None, attention: Attention = sdp_attention
     ) -> tuple[Tensor, Tensor]:
         """img (B, L, D), txt (B, L, D), vec (B, D), pe from `EmbedND` -> img, txt of the same shapes."""
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
@@ -75,7 +75,9 @@ class SingleStreamBlock(nn.Module):
         self.norm = QKNorm(hidden_size // num_heads, ops, **factory)
         self.linear2 = ops.Linear(hidden_size + mlp_size, hidden_size, **factory)
 
-    def forward(self, x: Tensor, vec: Tensor, pe: Tensor, attention: Attention = sdp_attention) -> Tensor:
+    def forward(
+        self, x: Tensor, vec: Tensor, pe: Tensor | None, attention: Attention = sdp_attention
+    ) -> Tensor:
         """x (B, L, D), vec (B, D), pe from `EmbedND` -> (B, L, D)."""
         shift, scale, gate = self.modulation(vec)
 

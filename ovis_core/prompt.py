@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,13 +74,13 @@ class PromptTokenizer:
     @classmethod
     def from_folder(cls, folder: str | Path, vocab_size: int = VOCAB_SIZE) -> "PromptTokenizer":
         """Reads tokenizer.json or vocab.json with merges.txt. No code beside the files is ever run."""
-        from transformers import Qwen2TokenizerFast
+        from transformers import Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
         return cls(Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True), vocab_size)
 
     @property
     def pad_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        return cast(int, self.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
 
     def __call__(self, prompt: str) -> PromptTokens:
         """Unpaired surrogates, which no tokenizer takes, become U+FFFD with a warning.

@@ -64,6 +64,7 @@ class Branch:
 
     def change(self, first: Tensor) -> Tensor:
         """Relative change of the first block's residual since the last computed evaluation -> (B,)."""
+        assert self.first is not None, "asked only where it `fits`"
         moved = torch.linalg.vector_norm(first - self.first, 1, TOKENS, dtype=torch.float32)
         return moved / torch.linalg.vector_norm(self.first, 1, TOKENS, dtype=torch.float32)
 
@@ -174,7 +175,7 @@ class ResidualCache:
         self.num_computed += self._pass_computed
 
     def _forget(self) -> None:
-        self._branches: dict[Hashable, Branch] = {}
+        self._branches: dict[tuple[Hashable, int], Branch] = {}
         self._num_evaluations = 0
         self._num_skips = 0
 

@@ -99,19 +99,20 @@ def sample_dpmpp_2m(
     velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callback | None = None
 ) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095) in the variable -log sigma, as k-diffusion and ComfyUI run it."""
-    last_denoised, last_h = None, None
+    last: tuple[Tensor, Tensor] | None = None  # denoised, h
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         denoised = x - sigma * velocity(x, sigma.expand(len(x)))
         if callback:
             callback(i, denoised)
         h = sigma.log() - sigma_next.log()
-        if last_denoised is None or sigma_next == 0:
+        if last is None or sigma_next == 0:
             estimate = denoised
         else:
+            last_denoised, last_h = last
             r = last_h / h
             estimate = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * last_denoised
         x = (sigma_next / sigma) * x - torch.expm1(-h) * estimate
-        last_denoised, last_h = denoised, h
+        last = denoised, h
     return x
 
 

@@ -219,7 +219,7 @@ def test_all_checks_run_and_the_first_failure_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands, settings = [], []
-    codes = iter([0, 3, 5])
+    codes = iter([0, 3, 0, 5])
     monkeypatch.setattr(dev, "find_comfyui", lambda: (Path("python"), tmp_path))
     monkeypatch.setattr(dev, "require_packages", lambda python: None)
 
@@ -235,25 +235,26 @@ def test_all_checks_run_and_the_first_failure_counts(
     assert dev.main(["test", "-k", "nodes"]) == 3
 
     assert commands[:2] == [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."]]
-    assert commands[2][-5:] == ["-c", "tests/pytest.ini", "tests", "-k", "nodes"]
+    assert commands[2][:3] == ["-m", "pyright", "--pythonpath"]
+    assert commands[3][-5:] == ["-c", "tests/pytest.ini", "tests", "-k", "nodes"]
     *steps, told, remedy = capsys.readouterr().out.splitlines()
-    assert steps == ["ruff", "ruff", commands[2][1]], "what is told comes last"
+    assert steps == ["ruff", "ruff", "pyright", commands[3][1]], "what is told comes last"
     assert told == (
         "The browser tests did not run: none of chromium, chromium-browser, google-chrome is on the PATH."
     )
     assert "apt install chromium" in remedy
 
     (tmp_path / "chromium").touch(0o755)
-    codes = iter([0] * 8)
+    codes = iter([0] * 10)
     assert dev.main(["test", "tests/test_dev.py::test_x"]) == 0
-    assert commands[5][-2:] == ["tests/pytest.ini", "tests/test_dev.py::test_x"]
+    assert commands[7][-2:] == ["tests/pytest.ini", "tests/test_dev.py::test_x"]
     assert dev.main(["test"]) == 0
-    two_at_a_time, together, otherwise_rounded = commands[8:]
+    two_at_a_time, together, otherwise_rounded = commands[11:]
     assert two_at_a_time[-6:] == ["-n", "2", "--dist", "loadfile", "--ignore-glob=*/test_stock_*", "tests"]
     assert {Path(path).name for path in together[4:]} >= {"test_stock_table.py", "test_stock_lora.py"}
     assert "browser" not in capsys.readouterr().out
 
-    assert settings == [{}] * 10 + [dev.OTHER_ROUNDING]
+    assert settings == [{}] * 13 + [dev.OTHER_ROUNDING]
     assert otherwise_rounded[-len(dev.NUMBERS) :] == [*dev.NUMBERS]
     assert all((ROOT / test.partition("::")[0]).is_file() for test in dev.NUMBERS)
 

@@ -74,7 +74,7 @@ def thin_padding(
     bias = torch.zeros(pe.shape[2], device=table.device)
     bias[first:length] = math.log((total - first) / PADDING_KEPT)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor, _: Tensor | None) -> Tensor:
         q, k = apply_rope(q, pe), apply_rope(k, pe)
         mask = bias.to(q.dtype).expand(1, 1, q.shape[2], -1)
         return functional.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)

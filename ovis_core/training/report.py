@@ -76,7 +76,7 @@ def _plot(draw: ImageDraw.ImageDraw, points: np.ndarray, label: str) -> None:
     draw.text((width / 2, 20), f"{label} over steps", "black", font, anchor="mm")
     draw.point([place(*point) for point in points], "#9ab8e0")
     window = max(1, len(values) // 50)
-    mean = np.convolve(values, np.ones(window) / window, "valid")
+    mean = np.convolve(values, np.ones(window) / window, "valid").real.tolist()
     draw.line([place(*p) for p in zip(steps[window - 1 :], mean, strict=True)], "#1f4e9c", 2)
 
 
