@@ -86,6 +86,17 @@ def test_sigmas_that_the_schedule_lacks_get_rows_of_their_own(
     assert 2 in batches  # the layers themselves, for both branches
 
 
+def test_all_other_stock_samplers(sample, model, plain):
+    import comfy.samplers
+
+    sigmas = torch.linspace(1, 0, 4)
+    # The adaptive one takes its steps by tolerances, and many.
+    for sampler in sorted({*comfy.samplers.SAMPLER_NAMES} - {"dpm_adaptive"}):
+        samples, _ = sample(model, sampler, sigmas)
+        expected, _ = sample(plain, sampler, sigmas)
+        assert (samples - expected).norm() < 1e-4 * expected.norm(), sampler
+
+
 def test_the_next_run_has_the_table_already(sample, model):
     import comfy.samplers
 
