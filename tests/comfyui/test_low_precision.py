@@ -268,5 +268,5 @@ def test_the_check_refuses_other_models(check, models):
 
     other = comfy.model_patcher.ModelPatcher(torch.nn.Module(), None, None)
     other.model.diffusion_model = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="compares MODELs of the Ovis-Image Loader"):
+    with pytest.raises(ValueError, match="compares the layers of our loader"):
         check(models(), other, 1)

@@ -9,7 +9,7 @@ import folder_paths
 from ....ovis_core.files.storage import read_header, write_tensors
 from ....ovis_core.lora.read import Lora, read_lora
 from ....ovis_core.lora.write import DIALECTS, write_lora
-from ..network.transformer import ComfyTransformer
+from ..network.transformer import network_of
 from .patches import alpha_of, patches_of
 
 __all__ = ["DIALECTS", "convert_lora", "load_lora", "lora_names"]
@@ -57,11 +57,7 @@ def convert_lora(model, lora_name: str, dialect: str, filename_prefix: str) -> s
 
 
 def _read(model, lora_name: str) -> tuple[Path, Lora]:
-    network = model.model.diffusion_model
-    if not isinstance(network, ComfyTransformer):
-        raise ValueError(
-            "this node is for the MODEL of the Ovis-Image Loader; use the stock LoRA loader for others"
-        )
+    network = network_of(model, "this node matches LoRAs to the layers", "use the stock LoRA loader")
     path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
     read_header(path)
     tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)

@@ -4,7 +4,7 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
-from ..network.transformer import ComfyTransformer
+from ..network.transformer import network_of
 
 NUM_ROWS = 64  # of random inputs to each layer
 SEED = 0
@@ -16,16 +16,17 @@ def check_layers(model, reference, num_shown: int) -> str:
     Each layer computes as it does while sampling, LoRAs included, on the same normal random numbers. Raises
     ValueError when a MODEL is not Ovis-Image, or the two differ in size.
     """
-    configs = [_network(m).config for m in (model, reference)]
-    if configs[0] != configs[1]:
+    network, other_network = (network_of(m, "this node compares the layers") for m in (model, reference))
+    if network.config != other_network.config:
         raise ValueError(
-            f"the model is {configs[0]}, the reference {configs[1]}; connect the same model in two formats"
+            f"the model is {network.config}, the reference {other_network.config}; connect the same model in "
+            "two formats"
         )
     comfy.model_management.load_models_gpu([model, reference])
     rows = []
-    for name, layer in _linears(_network(model)).items():
-        other = _linears(_network(reference))[name]
-        error = _error(_output(model, layer), _output(reference, other))
+    others = _linears(other_network)
+    for name, layer in _linears(network).items():
+        error = _error(_output(model, layer), _output(reference, others[name]))
         rows.append((error, name, kind_of(layer.weight), layer.weight.nbytes / 2**20))
     rows.sort(key=lambda row: (-row[0], row[1]))
     errors = [row[0] for row in rows]
@@ -46,13 +47,6 @@ def kind_of(weight: Tensor) -> str:
     if not hasattr(weight, "_params"):
         return str(weight.dtype).removeprefix("torch.")
     return getattr(weight._params, "block_format", None) or str(weight._qdata.dtype).removeprefix("torch.")
-
-
-def _network(model) -> ComfyTransformer:
-    network = model.model.diffusion_model
-    if not isinstance(network, ComfyTransformer):
-        raise ValueError("this node compares MODELs of the Ovis-Image Loader; connect two of them")
-    return network
 
 
 def _linears(network: nn.Module) -> dict[str, nn.Module]:
