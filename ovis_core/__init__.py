@@ -9,14 +9,14 @@
 | noise -> latents         | `sampling`, `guidance`          | -> (B, 16, H, W)                             |
 | latents -> image         | `autoencoder`                   | -> (B, 3, 8H, 8W)                            |
 
-`checkpoint` reads the published files, `export` writes them (`layouts` knows their names, `storage` and
-`gguf` their bytes, `quantized` and `dequantize` what smaller weights mean); `lora` and `lora_export` do so
-for LoRAs; `pipeline` is all of it in one function. Nothing here imports ComfyUI, downloads, moves tensors
+`files` reads and writes the published files, `lora` does so for LoRAs; `pipeline` is all of it in one
+function. Nothing here imports ComfyUI, downloads, moves tensors
 between devices or reads the environment.
 """
 
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Checkpoint, open_checkpoint
+from .files.checkpoint import Checkpoint, open_checkpoint
+from .files.parts import AUTOENCODER, TEXT_ENCODER, TRANSFORMER
 from .guidance import Guidance
 from .pipeline import Pipeline, load_pipeline
 from .prompt import PromptTokenizer, PromptTokens

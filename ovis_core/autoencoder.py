@@ -4,14 +4,12 @@ B batch, C channels, H and W latent pixels. Images are (B, 3, 8H, 8W) in [-1, 1]
 FLUX's `ae.safetensors`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .files.layouts import num_blocks
 from .latents import LATENT_CHANNELS
 from .layers import Attention, Ops, sdp_attention
 
@@ -45,51 +43,6 @@ class AutoencoderConfig:
             raise ValueError(f"the VAE's config has norm_num_groups {self.norm_groups!a}; a number is needed")
         if any(width % self.norm_groups for width in self.channels):
             raise ValueError(f"channels {self.channels} must be multiples of {self.norm_groups}")
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "AutoencoderConfig":
-        """The sizes that a state dict's shapes tell; `config` is diffusers' config.json beside it, or empty.
-
-        Raises ValueError when that config says the latents are scaled unlike FLUX's (another model's
-        autoencoder of the same architecture, whose images would come out in wrong colours).
-        """
-        for name, expected in (("scaling_factor", SCALE), ("shift_factor", SHIFT)):
-            got = config.get(name, expected)
-            if got != expected:
-                raise ValueError(
-                    f"this VAE's config has {name} {got}, Ovis-Image's has {expected}; use FLUX.1's VAE"
-                )
-        return cls(
-            channels=tuple(
-                shapes[f"decoder.up.{level}.block.0.conv1.weight"][0]
-                for level in range(num_blocks(shapes, "decoder.up"))
-            ),
-            num_res_blocks=num_blocks(shapes, "encoder.down.0.block"),
-            latent_channels=shapes["decoder.conv_in.weight"][1],
-            norm_groups=config.get("norm_num_groups", cls.norm_groups),
-        )
-
-    def to_diffusers(self) -> dict:
-        """The config.json of diffusers' AutoencoderKL."""
-        levels = len(self.channels)
-        return {
-            "_class_name": "AutoencoderKL",
-            "in_channels": 3,
-            "out_channels": 3,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-            "block_out_channels": list(self.channels),
-            "layers_per_block": self.num_res_blocks,
-            "latent_channels": self.latent_channels,
-            "norm_num_groups": self.norm_groups,
-            "scaling_factor": SCALE,
-            "shift_factor": SHIFT,
-            "use_quant_conv": False,
-            "use_post_quant_conv": False,
-            "mid_block_add_attention": True,
-            "force_upcast": True,
-            "act_fn": "silu",
-        }
 
 
 class Autoencoder(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .autoencoder import Autoencoder, denormalize
 from .blocks import call_block
-from .files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit, open_checkpoint
+from .files.checkpoint import open_checkpoint
+from .files.parts import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part, check_fit
 from .guidance import Guidance
 from .latents import PATCH_SIZE, VAE_FACTOR, num_image_tokens
 from .prompt import PromptTokenizer
@@ -137,20 +138,21 @@ def load_pipeline(
     """
     folder = Path(folder)
     text_path = _part_path(folder, TEXT_ENCODER, "Ovis2.5-2B*")
-    checkpoints = (
-        open_checkpoint(_part_path(folder, TRANSFORMER, "ovis_image*.safetensors"), TRANSFORMER),
-        open_checkpoint(text_path, TEXT_ENCODER),
-        open_checkpoint(_part_path(folder, AUTOENCODER, "ae*.safetensors"), AUTOENCODER),
-    )
-    check_fit(*(checkpoint.config for checkpoint in checkpoints))
+    transformer = open_checkpoint(_part_path(folder, TRANSFORMER, "ovis_image*.safetensors"), TRANSFORMER)
+    text_encoder = open_checkpoint(text_path, TEXT_ENCODER)
+    autoencoder = open_checkpoint(_part_path(folder, AUTOENCODER, "ae*.safetensors"), AUTOENCODER)
+    check_fit(transformer.config, text_encoder.config, autoencoder.config)
     tokenizer = tokenizer_folder(text_path)
     if tokenizer is None:
         raise ValueError(
             f"{text_path.name} has no tokenizer (tokenizer.json, or vocab.json and merges.txt); add its files"
         )
-    transformer, text_encoder, autoencoder = (checkpoint.module(device, dtype) for checkpoint in checkpoints)
-    prompt_tokenizer = PromptTokenizer.from_folder(tokenizer, text_encoder.config.vocab_size)
-    return Pipeline(prompt_tokenizer, text_encoder, transformer, autoencoder)
+    return Pipeline(
+        PromptTokenizer.from_folder(tokenizer, text_encoder.config.vocab_size),
+        text_encoder.module(device, dtype),
+        transformer.module(device, dtype),
+        autoencoder.module(device, dtype),
+    )
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:

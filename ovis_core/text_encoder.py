@@ -3,7 +3,7 @@
 B batch, L tokens, D hidden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-from .files.layouts import num_blocks
-from .files.storage import positive_number
 from .layers import Ops
 from .prompt import CONTEXT_TOKENS, MAX_TOKENS, PREFIX_TOKENS
 
@@ -42,28 +40,6 @@ class TextEncoderConfig:
                 "make no "
                 "language model"
             )
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TextEncoderConfig":
-        """The sizes that shapes tell; `config` is the config.json beside (Qwen3's, Ovis2.5's) or empty."""
-        config = config.get("llm_config", config)
-        rope = config.get("rope_parameters", config) if isinstance(config, Mapping) else None
-        if not isinstance(rope, Mapping):
-            raise ValueError("the config has no Qwen3 section that can be read; download config.json again")
-        vocab_size, hidden_size = shapes["model.embed_tokens.weight"]
-        layer = "model.layers.0.self_attn"
-        (head_dim,) = shapes[f"{layer}.q_norm.weight"]
-        return cls(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_layers=num_blocks(shapes, "model.layers"),
-            num_heads=shapes[f"{layer}.q_proj.weight"][0] // head_dim,
-            num_kv_heads=shapes[f"{layer}.k_proj.weight"][0] // head_dim,
-            head_dim=head_dim,
-            intermediate_size=shapes["model.layers.0.mlp.gate_proj.weight"][0],
-            rope_theta=positive_number(rope, "rope_theta", cls.rope_theta),
-            norm_eps=positive_number(config, "rms_norm_eps", cls.norm_eps),
-        )
 
     def to_transformers(self) -> Qwen3Config:
         # `from_dict` takes `rope_theta` in every transformers release that has Qwen3.

@@ -3,14 +3,12 @@
 B batch, C channels, H and W latent pixels, L tokens, D hidden.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import TEXTBOOK, Blocks, Run, call_block
-from .files.layouts import num_blocks
 from .latents import (
     LATENT_CHANNELS,
     PATCH_SIZE,
@@ -53,38 +51,6 @@ class TransformerConfig:
                 f"{self.hidden_size} over {self.num_heads} heads gives {head_dim}; correct the model's "
                 "config"
             )
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> "TransformerConfig":
-        """The sizes that shapes tell; `config` is diffusers' config.json beside the file, or empty."""
-        hidden_size, in_channels = shapes["img_in.weight"]
-        (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.weight"]
-        axes_dim = config.get("axes_dims_rope", (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16))
-        return cls(
-            in_channels=in_channels,
-            hidden_size=hidden_size,
-            num_heads=hidden_size // head_dim,
-            depth=num_blocks(shapes, "double_blocks"),
-            depth_single_blocks=num_blocks(shapes, "single_blocks"),
-            context_dim=shapes["txt_in.weight"][1],
-            mlp_size=shapes["double_blocks.0.img_mlp.up_proj.weight"][0],
-            axes_dim=tuple(axes_dim) if isinstance(axes_dim, list | tuple) else (axes_dim,),
-        )
-
-    def to_diffusers(self) -> dict:
-        """The config.json of diffusers' OvisImageTransformer2DModel."""
-        return {
-            "_class_name": "OvisImageTransformer2DModel",
-            "patch_size": 1,  # latents arrive packed there
-            "in_channels": self.in_channels,
-            "out_channels": self.in_channels,
-            "num_layers": self.depth,
-            "num_single_layers": self.depth_single_blocks,
-            "attention_head_dim": self.hidden_size // self.num_heads,
-            "num_attention_heads": self.num_heads,
-            "joint_attention_dim": self.context_dim,
-            "axes_dims_rope": list(self.axes_dim),
-        }
 
 
 class OvisImageTransformer(nn.Module):

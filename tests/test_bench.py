@@ -9,6 +9,9 @@ import tiny_model
 import torch
 from PIL import Image
 
+from ovis_core.files import layouts
+from ovis_core.files.rules import convert
+
 BENCH = tiny_model.ROOT / "tests" / "bench"
 
 
@@ -308,14 +311,13 @@ def test_attention_kernels_are_known_by_their_names(timer, name, is_one):
 
 def test_random_weights_are_the_same_under_all_names():
     weights = tiny_model.import_by_path("bench_weights", BENCH / "weights.py")
-    layouts = tiny_model.import_by_path("ovis_core", tiny_model.ROOT / "ovis_core").layouts
     with torch.device("meta"):
         network = tiny_model.OvisImageTransformer(tiny_model.TRANSFORMER)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     ours, theirs = weights.random_weights(tiny_model.TRANSFORMER, layouts, shapes, "cpu", torch.float32)
     assert {name: tensor.shape for name, tensor in ours.items()} == shapes
     depth = tiny_model.TRANSFORMER.depth, tiny_model.TRANSFORMER.depth_single_blocks
-    converted = layouts.convert(theirs, layouts.diffusers_transformer_rules(*depth))
+    converted = convert(theirs, layouts.diffusers_transformer_rules(*depth))
     assert all(torch.equal(converted[name], ours[name]) for name in shapes)
     shared = {tensor.untyped_storage().data_ptr() for tensor in ours.values()}
     alone = [name for name, tensor in theirs.items() if tensor.untyped_storage().data_ptr() not in shared]

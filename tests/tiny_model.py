@@ -37,6 +37,7 @@ import torch  # noqa: E402
 
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
 from ovis_core.files import export  # noqa: E402
+from ovis_core.files import parts as file_parts  # noqa: E402
 from ovis_core.text_encoder import TextEncoder, TextEncoderConfig  # noqa: E402
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig  # noqa: E402
 
@@ -77,9 +78,11 @@ def write(layout: str, models: Path, seed: int = 0, dtype: torch.dtype = torch.f
     transformer, text_encoder, autoencoder = (part.to(dtype) for part in tiny_parts(seed))
     if layout == "diffusers":
         folder = models / "diffusers" / "Ovis-Image-tiny"
-        export.save_transformer(transformer, folder / "transformer", layout, max_shard_bytes=4 * 10**6)
-        export.save_text_encoder(text_encoder, folder / "text_encoder", layout)
-        export.save_autoencoder(autoencoder, folder / "vae", layout)
+        export.save(
+            file_parts.TRANSFORMER, transformer, folder / "transformer", layout, max_shard_bytes=4 * 10**6
+        )
+        export.save(file_parts.TEXT_ENCODER, text_encoder, folder / "text_encoder", layout)
+        export.save(file_parts.AUTOENCODER, autoencoder, folder / "vae", layout)
         shutil.copytree(tokenizer_files(), folder / "tokenizer", dirs_exist_ok=True)
         return dict.fromkeys(("model_name", "text_encoder_name", "vae_name"), "Ovis-Image-tiny/")
     for subfolder in ("diffusion_models", "text_encoders", "vae"):
@@ -92,9 +95,9 @@ def write(layout: str, models: Path, seed: int = 0, dtype: torch.dtype = torch.f
             "ae_tiny.safetensors",
         ),
     }[layout]
-    export.save_transformer(transformer, models / "diffusion_models" / names[0], layout)
-    export.save_text_encoder(text_encoder, models / "text_encoders" / names[1], layout)
-    export.save_autoencoder(autoencoder, models / "vae" / names[2], "flux")
+    export.save(file_parts.TRANSFORMER, transformer, models / "diffusion_models" / names[0], layout)
+    export.save(file_parts.TEXT_ENCODER, text_encoder, models / "text_encoders" / names[1], layout)
+    export.save(file_parts.AUTOENCODER, autoencoder, models / "vae" / names[2], "flux")
     if layout == "authors":
         shutil.copytree(tokenizer_files(), models / "text_encoders" / names[1], dirs_exist_ok=True)
     return dict(zip(("model_name", "text_encoder_name", "vae_name"), names, strict=True))

@@ -1,107 +1,60 @@
-"""State dicts of the three parts: recognise a file or folder by its headers, and read it strictly."""
+"""Checkpoints: recognise a file or folder by its headers, and read its weights strictly."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..autoencoder import Autoencoder, AutoencoderConfig
-from ..latents import PATCH_SIZE
-from ..text_encoder import TextEncoder, TextEncoderConfig
-from ..transformer import OvisImageTransformer, TransformerConfig
 from .dequantize import dequantize
-from .gguf import read_gguf, read_gguf_header
-from .layouts import (
-    FLUX_MARKER,
-    Layout,
-    Rule,
-    autoencoder_layout,
-    convert,
-    looks_like,
-    text_encoder_layout,
-    transformer_layout,
-)
+from .gguf import map_gguf, read_gguf_header
+from .layouts import looks_like
+from .parts import ConfigT, ModuleT, Part, Shapes, parameter_shapes
 from .quantized import (
     TORCH_DTYPES,
+    QuantMetadata,
     block_formats,
     check_blocks,
     check_dtypes,
     check_scales,
     check_unrotated,
     scales_of,
-    split_notes,
+    split_metadata,
 )
+from .rules import Layout, Rule, convert
 from .storage import TensorInfo, check_index, model_files, read_headers, read_json
 
 T = TypeVar("T")
-Config = TransformerConfig | TextEncoderConfig | AutoencoderConfig
 
 GGUF = ".gguf"
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of the three networks, as files know it."""
+class Stamp(NamedTuple):
+    """What tells a file from another one in its place."""
 
-    title: str
-    subfolder: str  # in a diffusers pipeline's folder
-    marker: str  # a name of ours that the part cannot lack
-    find_layout: Callable[[Iterable[str]], Layout | None]
-    config: type[Config]
-    module: type[nn.Module]
-    weight_dims: int  # of a weight that is no norm's: 2 for linears, 4 for convolutions
-    ignored: tuple[str, ...] = ()  # beginnings of names that belong to other parts of a published file
-
-
-TRANSFORMER = Part(
-    "an Ovis-Image diffusion model",
-    "transformer",
-    FLUX_MARKER,
-    transformer_layout,
-    TransformerConfig,
-    OvisImageTransformer,
-    2,
-    ("first_stage_model.", "cond_stage_model.", "vae.", "text_encoders."),
-)
-TEXT_ENCODER = Part(
-    "an Ovis2.5-2B text encoder",
-    "text_encoder",
-    "model.layers.0.self_attn.q_norm.weight",
-    text_encoder_layout,
-    TextEncoderConfig,
-    TextEncoder,
-    2,
-    ("lm_head.", "llm.lm_head.", "visual_tokenizer.", "vte.", "output.weight"),
-)
-AUTOENCODER = Part(
-    "a FLUX VAE",
-    "vae",
-    "decoder.up.0.block.0.conv1.weight",
-    autoencoder_layout,
-    AutoencoderConfig,
-    Autoencoder,
-    4,
-)
+    size: int
+    modified: int  # nanoseconds
+    inode: int
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[ConfigT, ModuleT]):
     """A file or folder whose headers have been checked: right part, right tensors, right shapes."""
 
-    part: Part
+    part: Part[ConfigT, ModuleT]
     path: Path
     layout: Layout
-    config: Config
+    config: ConfigT
     files: tuple[Path, ...]
-    stamps: tuple  # what the files' sizes and times were when their headers were read
-    dtype: torch.dtype  # that most of the weights have once read (quantised ones are multiplied out)
-    block_formats: Mapping[str, str]  # {name of ours: GGML's name for how its rows are quantised}
+    stamps: tuple[Stamp, ...]  # of the files when their headers were read
+    headers: Mapping[str, TensorInfo]  # {name in the file: what its header says}
+    dtype: torch.dtype  # of most weights, once dequantised
+    block_formats: Mapping[str, str]  # {name of ours: GGML's name of the format}
 
     def read(
         self,
@@ -109,46 +62,35 @@ class Checkpoint:
         keep_quantized: bool = False,
         dtype: torch.dtype = torch.bfloat16,
     ) -> dict[str, Tensor]:
-        """The weights under our names, in the dtypes of the file, on the CPU.
+        """Reads the weights under our names, in the dtypes of the file, on the CPU.
 
-        `load` reads one safetensors file (ComfyUI has its own). Quantised weights are multiplied out to
-        `dtype`; with `keep_quantized` they stay: scaled ones with all that the file says of their layers,
-        under the file's endings, GGUF's as rows of bytes in `block_formats`. Raises ValueError when the file
-        changed since its header was checked, or holds NaN or infinity.
+        `load` reads one safetensors file (ComfyUI has its own). Quantised weights are dequantised to `dtype`.
+        With `keep_quantized` they stay: scaled ones with their quantisation metadata, under the file's
+        endings, GGUF's as rows of bytes in `block_formats`. Raises ValueError when the file has changed
+        since its header was checked, or holds NaN or infinity.
         """
-        tensors: dict[str, Tensor] = {}
-        for file in self.files:
-            tensors.update(read_gguf(file) if _is_gguf(file) else load(str(file)))
-        if _stamps(self.files) != self.stamps:
-            raise ValueError(f"{self.path.name} changed while it was being read; load it again")
-        weights, notes = split_notes(_strip(tensors, self.layout.prefix, self.part.ignored))
-        scales = scales_of(notes)
+        weights, metadata = split_metadata(_strip(self._load(load), self.layout.prefix, self.part.ignored))
+        scales = scales_of(metadata)
         for key, tensor in weights.items():
             if tensor.is_floating_point():
                 _check_finite(self.path, key, tensor)
         check_scales(self.path, scales)
 
-        layers = {
-            rule.sources[0].removesuffix(".weight"): rule.targets[0].removesuffix(".weight")
-            for rule in self.layout.rules
-            if not _is_fused(rule)
-        }
-        is_kept = keep_quantized and all(layer in layers for layer, _ in notes if layer)
-        if not is_kept:
+        kept = self._under_our_names(metadata) if keep_quantized else None
+        if kept is None:
             for key, scale in scales.items():
-                check_unrotated(self.path, key, notes)
+                check_unrotated(self.path, key, metadata)
                 weights[key] = (weights[key].float() * scale.float()).to(dtype)
         converted = convert(weights, self.layout.rules)
         check_blocks(self.path, converted, self.block_formats)
-        if is_kept:
-            kept = {(layers[layer] + end if layer else end): note for (layer, end), note in notes.items()}
+        if kept is not None:
             return converted | kept
         for key, name in self.block_formats.items():
             converted[key] = dequantize(converted[key], name, dtype)
         return converted
 
-    def module(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-        """The network with its weights, in one dtype: the file's main one unless told otherwise."""
+    def module(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> ModuleT:
+        """Builds the network with its weights in one dtype, by default the file's main one."""
         if dtype is None:
             dtype = torch.bfloat16 if self.dtype == torch.float8_e4m3fn else self.dtype
         module = self.part.module(self.config, device="meta")
@@ -156,12 +98,36 @@ class Checkpoint:
         module.load_state_dict(state, strict=True, assign=True)
         return module.to(device).eval().requires_grad_(False)
 
+    def _load(self, load: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Loads the tensors of all files. Raises ValueError when a file is not the one of the headers."""
+        tensors: dict[str, Tensor] = {}
+        self._check_unchanged()  # before bytes are mapped by the headers
+        for file in self.files:
+            tensors.update(map_gguf(file, self.headers) if _is_gguf(file) else load(str(file)))
+        self._check_unchanged()
+        return tensors
 
-def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
-    """Checks headers only. `path`: a file, the folder of one part, or a whole pipeline's.
+    def _check_unchanged(self) -> None:
+        if _stamps(self.files) != self.stamps:
+            raise ValueError(f"{self.path.name} changed while it was being read; load it again")
 
-    Raises ValueError in one sentence when the file is damaged, is another model, or lacks, exceeds or
-    misshapes a tensor.
+    def _under_our_names(self, metadata: QuantMetadata[Tensor]) -> dict[str, Tensor] | None:
+        """Renames the layers of the metadata; None when the layout joins or cuts one of them."""
+        layers = {
+            rule.sources[0].removesuffix(".weight"): rule.targets[0].removesuffix(".weight")
+            for rule in self.layout.rules
+            if not _is_fused(rule)
+        }
+        if not all(layer in layers for layer, _ in metadata if layer):
+            return None
+        return {(layers[layer] + end if layer else end): value for (layer, end), value in metadata.items()}
+
+
+def open_checkpoint(path: str | Path, part: Part[ConfigT, ModuleT]) -> Checkpoint[ConfigT, ModuleT]:
+    """Checks headers, and reads no weights. `path`: a file, the folder of one part, or a whole pipeline's.
+
+    Raises ValueError in one sentence when the file is damaged or another model, or when a tensor is missing,
+    unexpected or of the wrong shape.
     """
     path = Path(path)
     if (path / part.subfolder).is_dir():
@@ -176,45 +142,27 @@ def open_checkpoint(path: str | Path, part: Part) -> Checkpoint:
             f"{path.name} looks like {looks_like(infos.keys())}, not like {part.title}: it has no "
             f"{part.marker}; choose another file here, or choose this one in the field it belongs to"
         )
-    weights, notes = split_notes(_strip(infos, layout.prefix, part.ignored))
-    scales = scales_of(notes)
+    weights, metadata = split_metadata(_strip(infos, layout.prefix, part.ignored))
+    scales = scales_of(metadata)
     check_dtypes(path, weights, scales)
     _check_names(path, part, layout, weights.keys())
     _check_dimensions(path, part, layout, weights)
-    # The same conversion as for the weights, on tensors that have a shape and nothing else.
+    # The same conversion as for the weights, on tensors without data.
     hollow = {key: torch.empty(info.shape, device="meta") for key, info in weights.items()}
     shapes = {key: tuple(tensor.shape) for key, tensor in convert(hollow, layout.rules, path.name).items()}
     config_file = path / "config.json"
     try:
-        config = part.config.from_shapes(
-            shapes, read_json(config_file) if config_file.is_file() else settings
-        )
+        config = part.from_shapes(shapes, read_json(config_file) if config_file.is_file() else settings)
     except ValueError as error:
         raise ValueError(f"{path.name} is {part.title}, but {error}") from None
-    _check_shapes(path, part, layout, shapes, config)
+    _check_shapes(path, part, layout, shapes, parameter_shapes(part, config))
 
     sizes: Counter[str] = Counter()
     for info in weights.values():
         sizes[info.dtype] += math.prod(info.shape)
     formats = block_formats(path, layout, weights)
     dtype = torch.bfloat16 if scales or formats else TORCH_DTYPES[sizes.most_common(1)[0][0]]
-    return Checkpoint(part, path, layout, config, files, stamps, dtype, formats)
-
-
-def check_fit(
-    transformer: TransformerConfig, text_encoder: TextEncoderConfig, autoencoder: AutoencoderConfig
-) -> None:
-    """Raises ValueError when the three parts do not belong together."""
-    if transformer.context_dim != text_encoder.hidden_size:
-        raise ValueError(
-            f"the text encoder gives {text_encoder.hidden_size} numbers a token, the diffusion model takes "
-            f"{transformer.context_dim}; choose the text encoder that belongs to this model"
-        )
-    if transformer.in_channels != autoencoder.latent_channels * PATCH_SIZE**2:
-        raise ValueError(
-            f"the VAE has {autoencoder.latent_channels} latent channels, the diffusion model takes "
-            f"{transformer.in_channels // PATCH_SIZE**2}; choose the VAE that belongs to this model"
-        )
+    return Checkpoint(part, path, layout, config, files, stamps, infos, dtype, formats)
 
 
 def _is_gguf(path: Path) -> bool:
@@ -222,7 +170,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _read_headers(files: tuple[Path, ...]) -> tuple[dict[str, TensorInfo], dict]:
-    """All tensors, and what a GGUF file says of its language model, under the names of a config.json."""
+    """Reads all headers; a GGUF file also gives settings of its language model, as a config.json would."""
     if not _is_gguf(files[0]):
         return read_headers(files), {}
     infos, metadata = read_gguf_header(files[0])
@@ -232,12 +180,13 @@ def _read_headers(files: tuple[Path, ...]) -> tuple[dict[str, TensorInfo], dict]
     return infos, {key: value for key, value in settings.items() if value is not None}
 
 
-def _stamps(files: Iterable[Path]) -> tuple:
-    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in (file.stat() for file in files))
+def _stamps(files: Iterable[Path]) -> tuple[Stamp, ...]:
+    stats = (file.stat() for file in files)
+    return tuple(Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
 
 
 def _strip(tensors: Mapping[str, T], prefix: str, ignored: tuple[str, ...]) -> dict[str, T]:
-    """Without the layout's prefix and other parts' tensors; what lies outside the prefix keeps its name."""
+    """Removes the layout's prefix and other parts' tensors; names without the prefix stay as they are."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if not key.startswith(ignored)}
 
 
@@ -274,14 +223,9 @@ def _check_names(path: Path, part: Part, layout: Layout, keys: Iterable[str]) ->
         )
 
 
-def _check_shapes(
-    path: Path, part: Part, layout: Layout, shapes: Mapping[str, tuple[int, ...]], config: Config
-) -> None:
-    """Against the network that the config builds, on the meta device."""
+def _check_shapes(path: Path, part: Part, layout: Layout, shapes: Shapes, expected: Shapes) -> None:
+    """Compares a file's shapes with those of the network that its config describes."""
     sources = {target: " + ".join(rule.sources) for rule in layout.rules for target in rule.targets}
-    expected = {
-        key: tuple(tensor.shape) for key, tensor in part.module(config, device="meta").state_dict().items()
-    }
     for key, shape in expected.items():
         if shapes.get(key) != shape:
             got = f"the shape {[*shapes[key]]}" if key in shapes else "nothing"
@@ -292,9 +236,9 @@ def _check_shapes(
 
 
 def _check_finite(path: Path, key: str, weight: Tensor) -> None:
-    """A NaN among the weights would otherwise end as a black picture.
+    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture.
 
-    The extremes show NaN and infinity at the speed of memory, so this costs a read that loading pays anyway.
+    The extremes show both at the speed of memory, so this costs a read that loading pays anyway.
     """
     low, high = torch.aminmax(weight.float() if weight.dtype == torch.float8_e4m3fn else weight)
     if not (torch.isfinite(low) and torch.isfinite(high)):

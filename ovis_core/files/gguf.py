@@ -47,9 +47,8 @@ def read_gguf_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str |
         raise ValueError(f"{path.name} cannot be read ({error.strerror}); check its permissions") from None
 
 
-def read_gguf(path: Path) -> dict[str, Tensor]:
-    """The tensors as they lie in the file, mapped, not read: numbers, or uint8 rows of blocks."""
-    infos, _ = read_gguf_header(path)
+def map_gguf(path: Path, infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    """Maps the tensors of a header into memory as they are: numbers, or uint8 rows of blocks."""
     data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     tensors = {}
     for key, info in infos.items():

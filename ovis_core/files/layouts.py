@@ -1,50 +1,13 @@
-"""How the published files name the tensors of each part, as rules from a file's names to ours.
+"""The names of tensors in published files: the layouts of each part, and what marks other models.
 
-Ours are ComfyUI's names for the MMDiT, FLUX's for the autoencoder and `model.*` for the text encoder. A rule
-joins the rows of its sources and cuts them into its targets, which covers renamed, fused and split weights
-in both directions.
+Ours are ComfyUI's names for the MMDiT, FLUX's for the autoencoder and `model.*` for the text encoder.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 
-import torch
-from torch import Tensor
+from .rules import Layout, Rule, num_blocks
 
 AFFINE = (".weight", ".bias")
-
-
-@dataclass(frozen=True)
-class Rule:
-    sources: tuple[str, ...]  # names in the file
-    targets: tuple[str, ...]  # our names; several take equal shares of the rows
-    source_rows: tuple[
-        int, ...
-    ] = ()  # how many rows each source has, when not equally many; needed for writing only
-    swapped: bool = False  # the source holds the two halves of its rows the other way round
-    linear: bool = False  # the source is a linear (rows, columns) where ours is a 1x1 convolution
-    optional: bool = False  # a layer that some sizes of the network do not have
-
-
-@dataclass(frozen=True)
-class Layout:
-    name: str
-    prefix: str  # before every name in the file
-    rules: tuple[Rule, ...]
-
-
-def num_blocks(keys: Collection[str], stem: str) -> int:
-    """1 + the highest N of the names `stem.N.*`; 0 when there is none.
-
-    Raises ValueError for a number that the file has not tensors enough for.
-    """
-    start = stem + "."
-    numbers = {key[len(start) :].split(".", 1)[0] for key in keys if key.startswith(start)}
-    highest = max((int(number) for number in numbers if number.isdecimal()), default=-1)
-    if highest >= len(keys):
-        raise ValueError(f"the file has a {stem}.{highest} but only {len(keys)} tensors; download it again")
-    return highest + 1
-
 
 # One name of the double blocks' SwiGLU marks the network: FLUX and its other relatives have none.
 FLUX_MARKER = "double_blocks.0.img_mlp.gate_proj.weight"
@@ -53,9 +16,9 @@ TRANSFORMER_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "trans
 
 
 def transformer_layout(keys: Collection[str]) -> Layout | None:
-    """The MMDiT layout that a file's names follow: authors, comfyui or diffusers; None when they follow none.
+    """Recognises an MMDiT's layout: authors, comfyui, diffusers, or None.
 
-    Raises ValueError when the same part stands under two prefixes.
+    Raises ValueError when the file holds the part under two prefixes.
     """
     found = [
         (p, marker)
@@ -85,7 +48,10 @@ def transformer_layout(keys: Collection[str]) -> Layout | None:
 
 
 def flux_transformer_rules(depth: int, depth_single: int, text: str, norm: str = "weight") -> Iterator[Rule]:
-    """The authors' names (`text` = semantic_txt) and ComfyUI's (txt); `norm` is the RMSNorms' weight."""
+    """Yields the rules of the authors' names (`text` = semantic_txt) and of ComfyUI's (txt).
+
+    `norm` is what the file calls an RMSNorm's weight.
+    """
     yield from _affine("img_in", "time_in.in_layer", "time_in.out_layer", (f"{text}_in", "txt_in"))
     yield from _affine("final_layer.linear", "final_layer.adaLN_modulation.1")
     norms = {f"{text}_norm": "txt_norm"}
@@ -104,7 +70,10 @@ def flux_transformer_rules(depth: int, depth_single: int, text: str, norm: str =
 def diffusers_transformer_rules(
     depth: int, depth_single: int, single_rows: tuple[int, ...] = ()
 ) -> Iterator[Rule]:
-    """`single_rows`: the rows of to_q, to_k, to_v and proj_mlp of a single block, for writing."""
+    """Yields the rules of diffusers' names.
+
+    `single_rows`: the rows of to_q, to_k, to_v and proj_mlp of a single block, for writing.
+    """
     yield from _affine(
         ("x_embedder", "img_in"), ("context_embedder", "txt_in"), ("proj_out", "final_layer.linear")
     )
@@ -164,7 +133,7 @@ LLAMA_NAMES = {
 
 
 def text_encoder_layout(keys: Collection[str]) -> Layout | None:
-    """The language model's layout: authors (inside Ovis2.5-2B), comfyui, diffusers, llama.cpp; else None."""
+    """Recognises a language model's layout: authors (Ovis2.5-2B), comfyui, diffusers, llama.cpp or None."""
     for name, prefix in TEXT_ENCODER_PREFIXES.items():
         if f"{prefix}layers.0.self_attn.q_norm.weight" in keys:
             return Layout(name, prefix, tuple(text_encoder_rules(num_blocks(keys, f"{prefix}layers"))))
@@ -174,6 +143,7 @@ def text_encoder_layout(keys: Collection[str]) -> Layout | None:
 
 
 def llama_rules(num_layers: int) -> Iterator[Rule]:
+    """Yields the rules of llama.cpp's names."""
     yield Rule(("token_embd.weight",), ("model.embed_tokens.weight",))
     yield Rule(("output_norm.weight",), ("model.norm.weight",))
     for i in range(num_layers):
@@ -182,6 +152,7 @@ def llama_rules(num_layers: int) -> Iterator[Rule]:
 
 
 def text_encoder_rules(num_layers: int) -> Iterator[Rule]:
+    """Yields the rules of transformers' names, without their prefix."""
     yield from (Rule((key,), (f"model.{key}",)) for key in ("embed_tokens.weight", "norm.weight"))
     attention = (f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"))
     mlp = (f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
@@ -193,7 +164,7 @@ def text_encoder_rules(num_layers: int) -> Iterator[Rule]:
 
 
 def autoencoder_layout(keys: Collection[str]) -> Layout | None:
-    """The autoencoder's layout: flux (the authors' and ComfyUI's file) or diffusers; else None."""
+    """Recognises an autoencoder's layout: flux (the authors' and ComfyUI's file), diffusers, or None."""
     if "decoder.up.0.block.0.conv1.weight" in keys:
         sizes = num_blocks(keys, "decoder.up"), num_blocks(keys, "encoder.down.0.block")
         return Layout("flux", "", tuple(autoencoder_rules(*sizes, diffusers=False)))
@@ -204,7 +175,7 @@ def autoencoder_layout(keys: Collection[str]) -> Layout | None:
 
 
 def autoencoder_rules(num_levels: int, num_res_blocks: int, diffusers: bool) -> Iterator[Rule]:
-    """From diffusers' names, or from FLUX's, which are ours."""
+    """Yields the rules of diffusers' names, or of FLUX's, which are ours."""
     sides = (
         ("encoder", "down", "downsample", num_res_blocks),
         ("decoder", "up", "upsample", num_res_blocks + 1),
@@ -218,7 +189,7 @@ def autoencoder_rules(num_levels: int, num_res_blocks: int, diffusers: bool) -> 
         blocks = {f"{side}.mid_block.resnets.{i}": f"{side}.mid.block_{i + 1}" for i in range(2)}
         for level in range(num_levels):
             theirs = f"{side}.{direction}_blocks.{level}"
-            # Theirs are numbered in the order they run; ours finest first, which the decoder runs last.
+            # Theirs are in the order of running; ours begin with the finest, which the decoder runs last.
             ours = f"{side}.{direction}.{level if side == 'encoder' else num_levels - 1 - level}"
             blocks |= {f"{theirs}.resnets.{i}": f"{ours}.block.{i}" for i in range(num_in_level)}
             if level < num_levels - 1:
@@ -240,50 +211,11 @@ def autoencoder_rules(num_levels: int, num_res_blocks: int, diffusers: bool) -> 
 
 
 def _affine(*layers: str | tuple[str, str]) -> Iterator[Rule]:
-    """Weight and bias of each layer, given as one name or as (theirs, ours)."""
+    """Yields rules for weight and bias of each layer, which is one name or (theirs, ours)."""
     for layer in layers:
         theirs, ours = (layer, layer) if isinstance(layer, str) else layer
         for end in AFFINE:
             yield Rule((theirs + end,), (ours + end,))
-
-
-def convert(
-    tensors: Mapping[str, Tensor], rules: Iterable[Rule], name: str = "the file"
-) -> dict[str, Tensor]:
-    """A file's tensors -> ours; splits are views. Raises ValueError when rows do not fit together."""
-    converted = {}
-    for rule in rules:
-        if rule.optional and rule.sources[0] not in tensors:
-            continue
-        parts = [tensors[source] for source in rule.sources]
-        odd = next(
-            (s for s, part in zip(rule.sources, parts, strict=True) if part.shape[1:] != parts[0].shape[1:]),
-            None,
-        )
-        if odd:
-            raise ValueError(
-                f"{odd} in {name} has the shape {[*tensors[odd].shape]}, which does not fit {rule.sources[0]}"
-            )
-        rows = _join(parts)
-        if rule.swapped:
-            rows = torch.cat(rows.chunk(2)[::-1])
-        if rule.linear:
-            rows = rows[..., None, None]
-        shares = rows.chunk(len(rule.targets))
-        if len(shares) != len(rule.targets):
-            raise ValueError(
-                f"{rule.sources[0]} in {name} has {len(rows)} rows, too few for {len(rule.targets)} layers"
-            )
-        converted.update(zip(rule.targets, shares, strict=True))
-    return converted
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    if parts[0].dtype == torch.float8_e4m3fn:  # torch cannot join these
-        return torch.cat([part.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
-    return torch.cat(parts)
 
 
 # What else a file may be, by names that no other kind of file has; the first match counts.
@@ -309,7 +241,7 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def looks_like(keys: Collection[str]) -> str:
-    """A name for the kind of model these keys belong to, for error messages."""
+    """Names the kind of model that a file holds, for error messages."""
     for name, marks in SIGNATURES:
         if any(mark in key for key in keys for mark in marks):
             return name

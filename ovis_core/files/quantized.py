@@ -1,7 +1,7 @@
-"""Quantised weights in files: which layers are, how, and what is supported.
+"""Quantised weights in files: which layers have them, in what form, and what is supported.
 
-Safetensors files hold fp8 or int8 weights beside the scales of their layers, which are called notes here;
-GGUF files hold rows of blocks (see `dequantize`).
+Safetensors files hold fp8 or int8 weights with quantisation metadata beside them: the scales and formats of
+their layers. GGUF files hold rows of blocks (see `dequantize`).
 """
 
 import math
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from .dequantize import BLOCK_FORMATS, is_finite
-from .layouts import Layout
+from .rules import Layout
 from .storage import TensorInfo
 
 T = TypeVar("T")
-Notes = Mapping[tuple[str, str], T]  # {(layer, ending): what the file says}
+QuantMetadata = Mapping[tuple[str, str], T]  # {(layer, ending): what the file says}
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -28,36 +28,35 @@ TORCH_DTYPES = {
     "I8": torch.int8,
 }
 
-# How fp8 files say what to multiply a weight by (two generations of names), and what else they say of a
-# layer.
+# What fp8 files call a weight's scale (two generations of names), and what else they say of a layer.
 SCALE_ENDS = (".scale_weight", ".weight_scale")
 QUANT_ENDS = (*SCALE_ENDS, ".scale_input", ".input_scale", ".comfy_quant")
 QUANT_MARK = "scaled_fp8"
 
 
-def split_notes(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[tuple[str, str], T]]:
-    """The weights, and the notes on them."""
-    weights, notes = {}, {}
+def split_metadata(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[tuple[str, str], T]]:
+    """Splits a file's tensors into weights and quantisation metadata."""
+    weights, metadata = {}, {}
     for key, tensor in tensors.items():
         layer, dot, end = key.rpartition(".")
         if key == QUANT_MARK:
-            notes["", key] = tensor
+            metadata["", key] = tensor
         elif dot + end in QUANT_ENDS and f"{layer}.weight" in tensors:
-            notes[layer, dot + end] = tensor
+            metadata[layer, dot + end] = tensor
         else:
             weights[key] = tensor
-    return weights, notes
+    return weights, metadata
 
 
-def scales_of(notes: Notes) -> dict[str, T]:
-    """{weight: what to multiply it by}."""
-    return {f"{layer}.weight": note for (layer, end), note in notes.items() if end in SCALE_ENDS}
+def scales_of(metadata: QuantMetadata[T]) -> dict[str, T]:
+    """Picks the scales: {weight: what to multiply it by}."""
+    return {f"{layer}.weight": scale for (layer, end), scale in metadata.items() if end in SCALE_ENDS}
 
 
 def block_formats(path: Path, layout: Layout, weights: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """{name of ours: GGML's name of how its rows are quantised}.
+    """Finds the GGUF weights: {name of ours: GGML's name of the format}.
 
-    Raises ValueError for rows that one layer joins and the file quantises differently.
+    Raises ValueError when one layer joins rows of different formats.
     """
     formats = {}
     for rule in layout.rules:
@@ -73,6 +72,7 @@ def block_formats(path: Path, layout: Layout, weights: Mapping[str, TensorInfo])
 
 
 def check_dtypes(path: Path, weights: Mapping[str, TensorInfo], scales: Mapping[str, TensorInfo]) -> None:
+    """Raises ValueError for tensors, or scales, of a kind that is not supported."""
     for key, info in weights.items():
         if 0 in info.shape:
             raise ValueError(f"{path.name} has the empty tensor {key}; download the file again")
@@ -91,10 +91,10 @@ def check_dtypes(path: Path, weights: Mapping[str, TensorInfo], scales: Mapping[
             )
 
 
-def check_unrotated(path: Path, key: str, notes: Notes) -> None:
-    """ComfyUI's int8 may hold weights rotated (ConvRot), which only its own layers undo."""
-    note = notes.get((key.removesuffix(".weight"), ".comfy_quant"))
-    if note is not None and b"convrot" in bytes(note.tolist()):
+def check_unrotated(path: Path, key: str, metadata: QuantMetadata[Tensor]) -> None:
+    """Raises ValueError for int8 weights that are rotated (ConvRot), which only ComfyUI's layers undo."""
+    format_text = metadata.get((key.removesuffix(".weight"), ".comfy_quant"))
+    if format_text is not None and b"convrot" in bytes(format_text.tolist()):
         raise ValueError(
             f"{path.name} holds {key} rotated (ConvRot), which only ComfyUI's layers undo; choose the "
             "weight_dtype default, or another file"
@@ -102,6 +102,7 @@ def check_unrotated(path: Path, key: str, notes: Notes) -> None:
 
 
 def check_scales(path: Path, scales: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for scales that are not above zero and finite."""
     for key, scale in scales.items():
         if not (torch.isfinite(scale.float()).all() and scale.min() > 0):
             raise ValueError(
@@ -110,6 +111,7 @@ def check_scales(path: Path, scales: Mapping[str, Tensor]) -> None:
 
 
 def check_blocks(path: Path, weights: Mapping[str, Tensor], formats: Mapping[str, str]) -> None:
+    """Raises ValueError for GGUF weights with scales that are not finite."""
     for key, name in formats.items():
         if not is_finite(weights[key], name):
             raise ValueError(

@@ -216,16 +216,6 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def positive_number(config: Mapping, key: str, default: float) -> float:
-    """A number of a config file. Raises ValueError when it is none, or not above zero and finite."""
-    value = config.get(key, default)
-    if type(value) not in (int, float) or not 0 < value < 1e12:
-        raise ValueError(
-            f"the config's {key} is {value!a}, a positive number is needed; download the config again"
-        )
-    return float(value)
-
-
 def write_json(value: Mapping, path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

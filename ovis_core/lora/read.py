@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..files.layouts import Rule, diffusers_transformer_rules, flux_transformer_rules, looks_like
-from ..transformer import OvisImageTransformer, TransformerConfig
+from ..files.layouts import looks_like
+from ..files.parts import TRANSFORMER, parameter_shapes
+from ..files.rules import Rule
+from ..transformer import TransformerConfig
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.")
 UNDERSCORED_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -72,7 +74,7 @@ def read_lora(
     Raises ValueError, naming the file `name`, when it is no LoRA, matches nothing, has half a pair, a shape
     that does not fit, NaN or infinity.
     """
-    shapes = parameter_shapes(config)
+    shapes = parameter_shapes(TRANSFORMER, config)
     table = all_layers(config)
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     unmatched, num_endings = [], 0
@@ -129,12 +131,6 @@ def dense(tensors: Mapping[str, Tensor]) -> Tensor:
     return product * (t["alpha"] / rank)
 
 
-def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of our parameters."""
-    state = OvisImageTransformer(config, device="meta").state_dict()
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
-
-
 def all_layers(config: TransformerConfig) -> dict[str, list[Rows]]:
     """The layers under the names of all three, as `layer_table`."""
     return layer_table(config, "authors") | layer_table(config, "comfyui") | layer_table(config, "diffusers")
@@ -144,12 +140,7 @@ def layer_table(config: TransformerConfig, names: str) -> dict[str, list[Rows]]:
     """The layers as `comfyui`, the `authors` or `diffusers` name them, without prefix -> where their rows
     belong.
     """
-    sizes = config.depth, config.depth_single_blocks
-    if names == "diffusers":
-        single_rows = (config.hidden_size,) * 3 + (2 * config.mlp_size,)
-        return _places(diffusers_transformer_rules(*sizes, single_rows), parameter_shapes(config))
-    text = {"comfyui": "txt", "authors": "semantic_txt"}[names]
-    return _places(flux_transformer_rules(*sizes, text), parameter_shapes(config))
+    return _places(TRANSFORMER.layout(config, names).rules, parameter_shapes(TRANSFORMER, config))
 
 
 def _places(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Rows]]:

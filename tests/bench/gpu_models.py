@@ -21,6 +21,7 @@ from pack import (
     lean_blocks,
     low_precision,
     modulation,
+    parts,
     patchers,
     residual_cache,
     transformer,
@@ -62,7 +63,7 @@ class Diffusers:
     evaluations = 1
 
     def __init__(self, config, weights: Weights, backend: str | None = None):
-        settings = config.to_diffusers()
+        settings = parts.transformer_to_diffusers(config)
         settings.pop("_class_name")
         with torch.device("meta"):
             self.network = OvisImageTransformer2DModel(**settings).eval()
@@ -152,11 +153,11 @@ class Comfy:
     def stepper(self, inputs: Inputs) -> Callable[[], Tensor]:
         shared = {**self.patcher.model_options["transformer_options"], **self.options}
         branches = ([0], [1]) if self.is_split else ([0, 1],)
-        parts = []
+        calls = []
         for branch in branches:
             rows = slice(branch[0], branch[-1] + 1)
             options = {"uuids": branch, "cond_or_uncond": branch}
-            parts.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
+            calls.append(((inputs.x[rows], inputs.sigma[rows], inputs.context[rows]), options))
         if self.is_tabulated:
             shared[modulation.SCHEDULE] = modulation.Schedule(tuple(self.sigmas), "bench", self.network)
         cache = None
@@ -166,7 +167,7 @@ class Comfy:
 
         def evaluate() -> Tensor:
             passes = [
-                self.network(*given, transformer_options={**shared, **options}) for given, options in parts
+                self.network(*given, transformer_options={**shared, **options}) for given, options in calls
             ]
             return torch.cat(passes) if len(passes) > 1 else passes[0]
 

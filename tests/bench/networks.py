@@ -39,7 +39,7 @@ from gpu_models import (  # noqa: E402
 from weights import random_weights  # noqa: E402
 
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
-from ovis_core.files import layouts  # noqa: E402
+from ovis_core.files import layouts, parts  # noqa: E402
 from ovis_core.guidance import Guidance  # noqa: E402
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents  # noqa: E402
 from ovis_core.sampling import flow_sigmas, guided, sample_euler, shift_mu  # noqa: E402
@@ -61,7 +61,7 @@ def forwards(
     """One forward of each on the same input; height and width in latent pixels."""
     factory = {"device": device, "dtype": dtype}
     ours = OvisImageTransformer(config, **factory)
-    settings = config.to_diffusers()
+    settings = parts.transformer_to_diffusers(config)
     class_name = settings.pop("_class_name")
     with torch.device(device):
         theirs = OvisImageTransformer2DModel(**settings)
@@ -176,7 +176,7 @@ def decoders(height: int, width: int) -> dict[str, Forward]:
     factory = {"device": "meta", "dtype": torch.bfloat16}
     config = AutoencoderConfig()
     ours = Autoencoder(config, **factory)
-    settings = config.to_diffusers()
+    settings = parts.autoencoder_to_diffusers(config)
     settings.pop("_class_name")
     finest = config.channels[0]
     with torch.device("meta"):

@@ -42,7 +42,7 @@ from ovis_image_pack.nodes.adapters.sampling import checks, guidance, residual_c
 from ovis_image_pack.nodes.adapters.weights import low_precision, patchers  # noqa: E402
 from ovis_image_pack.ovis_core import latents, layers, lean_blocks, sampling, transformer  # noqa: E402
 from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
-from ovis_image_pack.ovis_core.files import layouts  # noqa: E402
+from ovis_image_pack.ovis_core.files import layouts, parts  # noqa: E402
 
 __all__ = [
     "checks",
@@ -59,6 +59,7 @@ __all__ = [
     "layouts",
     "low_precision",
     "modulation",
+    "parts",
     "patchers",
     "residual_cache",
     "sampling",

@@ -272,7 +272,7 @@ def test_names_cannot_be_paths(pack):
     files = pack("nodes.adapters.loading.files")
     for name in ("../secret.safetensors", "/etc/passwd", "C:\\x", "", "nothing/"):
         with pytest.raises(ValueError, match="is not in ComfyUI's models/diffusion_models folders"):
-            files.path_of(pack("ovis_core.files.checkpoint").TRANSFORMER, name)
+            files.path_of(pack("ovis_core.files.parts").TRANSFORMER, name)
 
 
 def test_a_stock_lora_patches_our_weights(model, comfyui):
@@ -304,7 +304,7 @@ def test_what_the_loader_lists(pack, comfyui, monkeypatch, tmp_path):
     import folder_paths
 
     files = pack("nodes.adapters.loading.files")
-    core = pack("ovis_core.files.checkpoint")
+    core = pack("ovis_core.files.parts")
     root, pipelines = tmp_path / "diffusion_models", tmp_path / "diffusers"
     for name in (
         *("one.safetensors", "two.ckpt", "sub/a.safetensors", "sub/b.safetensors", "sub/config.json"),

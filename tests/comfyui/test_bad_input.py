@@ -33,7 +33,7 @@ def files(server):
 
     wide = replace(tiny_model.TEXT_ENCODER, vocab_size=1000, hidden_size=64)
     path = models / "text_encoders" / "other.safetensors"
-    tiny_model.export.save_text_encoder(tiny_model.TextEncoder(wide), path, "comfyui")
+    tiny_model.export.save(tiny_model.file_parts.TEXT_ENCODER, tiny_model.TextEncoder(wide), path, "comfyui")
 
     (server.base / "input").mkdir(exist_ok=True)
     latents = {"sd": torch.ones(1, 4, 16, 16), "nan": torch.full((1, 16, 16, 16), float("nan"))}

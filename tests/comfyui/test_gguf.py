@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from tiny_lora import lora_file, random_pairs
 
 from ovis_core.files.dequantize import BLOCK_FORMATS
-from ovis_core.files.export import unconvert
-from ovis_core.files.layouts import convert, llama_rules
+from ovis_core.files.layouts import llama_rules
+from ovis_core.files.rules import convert, unconvert
 from ovis_core.lora.read import read_lora
 
 

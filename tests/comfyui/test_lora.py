@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from tiny_lora import ALPHA, DIALECTS, RANK, linears, lora_file, method, random_pairs, weights_of
 
-from ovis_core.files.checkpoint import convert
 from ovis_core.files.layouts import diffusers_transformer_rules
+from ovis_core.files.rules import convert
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents
 
 STRENGTH = 0.8

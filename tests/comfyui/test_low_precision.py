@@ -7,7 +7,8 @@ import tiny_model
 import torch
 from tiny_lora import lora_file, random_pairs
 
-from ovis_core.files.checkpoint import TRANSFORMER, open_checkpoint
+from ovis_core.files.checkpoint import open_checkpoint
+from ovis_core.files.parts import TRANSFORMER
 
 FORMATS = ["fp8_scaled", "int8"]
 # Of a layer's output with random inputs, weights and activations rounded; and of what is stored.

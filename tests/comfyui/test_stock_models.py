@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ovis_core.autoencoder import Autoencoder, AutoencoderConfig
 from ovis_core.files import export
+from ovis_core.files.parts import AUTOENCODER
 
 stock = tiny_model.import_by_path("stock_table", Path(__file__).with_name("test_stock_table.py"))
 add, distance, outcome, with_model_node = stock.add, stock.distance, stock.outcome, stock.with_model_node
@@ -233,7 +234,7 @@ def test_a_saved_checkpoint(server, outcome):
     models = server.base / "models"
     torch.manual_seed(0)
     autoencoder = Autoencoder(AutoencoderConfig(), dtype=torch.bfloat16)
-    export.save_autoencoder(autoencoder, models / "vae" / "full.safetensors", "flux")
+    export.save(AUTOENCODER, autoencoder, models / "vae" / "full.safetensors", "flux")
     workflow = with_model_node(server)
     workflow["1"]["inputs"]["vae_name"] = "full.safetensors"
     workflow["4"]["inputs"].update(width=64, height=64)

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from ovis_core.autoencoder import AutoencoderConfig
 from ovis_core.files import export
-from ovis_core.files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, check_fit, open_checkpoint
+from ovis_core.files.checkpoint import open_checkpoint
 from ovis_core.files.layouts import looks_like
+from ovis_core.files.parts import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, check_fit
 from ovis_core.files.storage import model_files, read_headers
 from ovis_core.text_encoder import TextEncoderConfig
 from ovis_core.transformer import TransformerConfig
@@ -36,12 +37,12 @@ def saved(tmp_path_factory, parts) -> dict[tuple[str, str], Path]:
         paths["transformer", layout] = folder / (
             f"transformer_{layout}" + ".safetensors" * (layout != "diffusers")
         )
-        export.save_transformer(parts[0], paths["transformer", layout], layout, max_shard_bytes=4 * 10**6)
+        export.save(TRANSFORMER, parts[0], paths["transformer", layout], layout, max_shard_bytes=4 * 10**6)
         paths["text_encoder", layout] = folder / (f"text_{layout}" + ".safetensors" * (layout == "comfyui"))
-        export.save_text_encoder(parts[1], paths["text_encoder", layout], layout, max_shard_bytes=4 * 10**6)
+        export.save(TEXT_ENCODER, parts[1], paths["text_encoder", layout], layout, max_shard_bytes=4 * 10**6)
     for layout in ("flux", "diffusers"):
         paths["vae", layout] = folder / (f"vae_{layout}" + ".safetensors" * (layout == "flux"))
-        export.save_autoencoder(parts[2], paths["vae", layout], layout)
+        export.save(AUTOENCODER, parts[2], paths["vae", layout], layout)
     return paths
 
 
@@ -117,11 +118,11 @@ def test_storage_dtypes(tmp_path, parts, dtype, layout):
     if dtype == torch.float8_e4m3fn and layout == "diffusers":
         path.mkdir()
         fp32 = tmp_path / "fp32"
-        export.save_transformer(parts[0], fp32, layout)
+        export.save(TRANSFORMER, parts[0], fp32, layout)
         state = load_file(fp32 / "diffusion_pytorch_model.safetensors")
         save_file({key: value.to(dtype) for key, value in state.items()}, path / "model.safetensors")
     else:
-        export.save_transformer(module, path, layout)
+        export.save(TRANSFORMER, module, path, layout)
     checkpoint = open_checkpoint(path, TRANSFORMER)
     assert checkpoint.dtype == dtype
     state = checkpoint.read()
@@ -270,7 +271,7 @@ def test_parts_that_do_not_fit_are_refused():
 
 
 def test_another_models_vae_scale_is_refused(tmp_path, parts):
-    export.save_autoencoder(parts[2], tmp_path / "vae", "diffusers")
+    export.save(AUTOENCODER, parts[2], tmp_path / "vae", "diffusers")
     config = json.loads((tmp_path / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 1.5305}))
     with pytest.raises(ValueError, match="scaling_factor 1.5305, Ovis-Image's has 0.3611"):
@@ -410,7 +411,7 @@ def test_saving_again_leaves_nothing_of_the_old_model(tmp_path):
         (first, 4 * 10**6),
         (second, 8 * 10**6),
     ):
-        export.save_transformer(model, tmp_path, "diffusers", max_shard_bytes)
+        export.save(TRANSFORMER, model, tmp_path, "diffusers", max_shard_bytes)
         read = open_checkpoint(tmp_path, TRANSFORMER).read()
         assert torch.equal(read["img_in.weight"], model.img_in.weight)
         listed = {file.name for file in model_files(tmp_path)}

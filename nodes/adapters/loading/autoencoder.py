@@ -12,7 +12,8 @@ from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor
 
 from ....ovis_core.autoencoder import Autoencoder, AutoencoderConfig
-from ....ovis_core.files.checkpoint import AUTOENCODER, open_checkpoint
+from ....ovis_core.files.checkpoint import open_checkpoint
+from ....ovis_core.files.parts import AUTOENCODER
 from ....ovis_core.latents import LATENT_CHANNELS, VAE_FACTOR
 from ..sampling.checks import check_finite
 

@@ -13,8 +13,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....ovis_core.files.checkpoint import TRANSFORMER, Checkpoint, open_checkpoint
-from ....ovis_core.lora.read import parameter_shapes
+from ....ovis_core.files.checkpoint import Checkpoint, open_checkpoint
+from ....ovis_core.files.parts import TRANSFORMER, parameter_shapes
 from ....ovis_core.sampling import MAX_MU
 from ..network.modulation import follow_runs
 from ..network.transformer import NO_CONTROLNETS, ComfyTransformer
@@ -62,7 +62,7 @@ class OvisImageModel(comfy.model_base.GenmoMochi):
         )
         self.asking: Asking | None = None
         self.exchanged_weights = {}  # by hooks, of all patchers of this model
-        self.shapes = parameter_shapes(self.diffusion_model.config)
+        self.shapes = parameter_shapes(TRANSFORMER, self.diffusion_model.config)
         self.aliases = name_layers(self.diffusion_model)
         parameters = (f"{alias}.weight" for alias in self.aliases)
         self.alias_keys = dict.fromkeys(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ....ovis_core.files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part
+from ....ovis_core.files.parts import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, Part
 
 # ComfyUI's folder kinds, asked in this order. Whole diffusers pipelines lie under `diffusers`.
 FOLDER_KINDS = {

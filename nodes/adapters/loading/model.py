@@ -3,7 +3,8 @@
 import comfy.model_patcher
 import comfy.sd
 
-from ....ovis_core.files.checkpoint import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, check_fit, open_checkpoint
+from ....ovis_core.files.checkpoint import open_checkpoint
+from ....ovis_core.files.parts import AUTOENCODER, TEXT_ENCODER, TRANSFORMER, check_fit
 from .autoencoder import load_autoencoder
 from .diffusion_model import WEIGHT_DTYPES, load_diffusion_model
 from .files import path_of

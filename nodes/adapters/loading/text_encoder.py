@@ -13,7 +13,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....ovis_core.files.checkpoint import TEXT_ENCODER, open_checkpoint
+from ....ovis_core.files.checkpoint import open_checkpoint
+from ....ovis_core.files.parts import TEXT_ENCODER
 from ....ovis_core.pipeline import tokenizer_folder
 from ....ovis_core.prompt import MAX_TOKENS, PromptTokenizer, PromptTokens
 from ....ovis_core.text_encoder import TextEncoder, TextEncoderConfig

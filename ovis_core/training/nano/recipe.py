@@ -25,7 +25,8 @@ from tqdm import tqdm
 from ...autoencoder import AttentionBlock, Autoencoder, AutoencoderConfig, ResBlock
 from ...blocks import call_block
 from ...drawing.fonts import StyledFaces
-from ...files.export import save_autoencoder, save_text_encoder, save_transformer
+from ...files import parts as file_parts
+from ...files.export import save
 from ...layers import Modulation
 from ...pipeline import Pipeline
 from ...prompt import PromptTokenizer
@@ -217,7 +218,7 @@ class NanoRun:
         return drawn[step][: math.ceil(count * min(1.0, share))]
 
     def save_autoencoder(self) -> None:
-        save_autoencoder(self.autoencoder.bfloat16(), self.model / "vae", "diffusers")
+        save(file_parts.AUTOENCODER, self.autoencoder.bfloat16(), self.model / "vae", "diffusers")
         self.autoencoder.float().requires_grad_(False)
 
     def make_cache(self) -> LatentCache:
@@ -283,8 +284,8 @@ class NanoRun:
             for seed, caption in enumerate(captions)
         ]
         save_samples(torch.cat(images), captions, self.work / "samples" / f"{state.step:07}.png")
-        save_transformer(parts[0].bfloat16(), self.model / "transformer", "diffusers")
-        save_text_encoder(parts[1].bfloat16(), self.model / "text_encoder", "diffusers")
+        save(file_parts.TRANSFORMER, parts[0].bfloat16(), self.model / "transformer", "diffusers")
+        save(file_parts.TEXT_ENCODER, parts[1].bfloat16(), self.model / "text_encoder", "diffusers")
 
 
 def draw(renderer: Renderer, seed: int, index: int) -> tuple[Image.Image, str]:
