@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from .adapters.loading.diffusion_model import WEIGHT_DTYPES
 from .adapters.loading.files import model_names, text_encoder_names, vae_names
 from .adapters.loading.model import load_model
+from .adapters.weights.formats import WEIGHT_DTYPES
 
 
 class OvisImageLoader(io.ComfyNode):

@@ -38,6 +38,17 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name not in sys.stdlib_module_names}
 
 
+# What the rooms of the adapters may use besides themselves.
+ROOMS = {
+    "network": set(),
+    "lora": {"network"},
+    "sampling": {"network"},
+    "weights": {"network", "lora", "sampling"},
+    "loading": {"network", "lora", "sampling", "weights"},
+    "words": {"sampling/checks"},
+}
+
+
 def is_below(name: str, folder: str) -> bool:
     return name == folder or name.startswith(folder + "/")
 
@@ -54,6 +65,17 @@ def test_adapters_know_core_and_comfyui(path):
     allowed |= OPTIONAL.get(path.relative_to(ROOT).as_posix(), set())
     for name in imports(path):
         assert is_below(name, "/ovis_core") or is_below(name, "/nodes/adapters") or name in allowed, name
+
+
+def test_rooms_use_those_before_them():
+    violations = []
+    for path in ADAPTERS:
+        room = path.relative_to(ROOT / "nodes" / "adapters").parts[0]
+        allowed = [f"/nodes/adapters/{name}" for name in ({room} | ROOMS[room] if room in ROOMS else ())]
+        for name in imports(path):
+            if is_below(name, "/nodes/adapters") and not any(is_below(name, folder) for folder in allowed):
+                violations.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not violations
 
 
 @pytest.mark.parametrize("path", NODES, ids=lambda path: path.stem)

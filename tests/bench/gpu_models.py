@@ -16,6 +16,7 @@ from pack import (
     comfy_transformer,
     core_cache,
     diffusion_model,
+    formats,
     kernels,
     latents,
     lean_blocks,
@@ -239,12 +240,12 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
     state = dict(weights.ours)
     if weight_format:
         state = low_precision.quantize_state(state, weight_format)
-    model_config = diffusion_model.OvisImageModelConfig({"config": config})
-    diffusion_model._choose_dtypes(model_config, state, None)
+    kept = formats.format_of(state, None, comfy.utils.weight_dtype(state))
+    model_config = diffusion_model.model_config_of(config, kept)
     # Quantised layers take no memory before their weights come, and put those where they are made.
     device = comfy.model_management.get_torch_device() if weight_format else "meta"
     model = diffusion_model.OvisImageModel(model_config, device=device)
-    model.load_model_weights(state, assign=True)
+    model.load_model_weights(kept.state, assign=True)
     ours = patchers.patch_model(model)
     modulation.follow_runs(ours)
     diffusion_model.make_room(ours)

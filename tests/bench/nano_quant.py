@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import gguf
 import torch
 from nano_text import ROOT, held_out_examples, judged, write_rows
-from pack import diffusion_model
+from pack import diffusion_model, formats
 from torch import Tensor, nn
 
 from ovis_core.evaluation.ocr import RapidReader
@@ -53,7 +53,7 @@ def quantised(folder: Path, name: str, scratch: Path) -> Quantised:
         path = scratch / f"{name}.gguf"
         exact = diffusion_model.load_diffusion_model(folder, torch.float32).model.diffusion_model
         write_gguf(path, dict(exact.named_parameters()), gguf.GGMLQuantizationType[name])
-    weight_dtype = None if name in GGUF else diffusion_model.WEIGHT_DTYPES[name]
+    weight_dtype = None if name in GGUF else formats.WEIGHT_DTYPES[name]
     model = diffusion_model.load_diffusion_model(path, weight_dtype).model
     return Quantised(model.diffusion_model, model.get_dtype_inference())
 

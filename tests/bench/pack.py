@@ -39,7 +39,7 @@ from ovis_image_pack.nodes.adapters.network import (  # noqa: E402
 )
 from ovis_image_pack.nodes.adapters.network import transformer as comfy_transformer  # noqa: E402
 from ovis_image_pack.nodes.adapters.sampling import checks, guidance, residual_cache  # noqa: E402
-from ovis_image_pack.nodes.adapters.weights import low_precision, patchers  # noqa: E402
+from ovis_image_pack.nodes.adapters.weights import formats, low_precision, patchers  # noqa: E402
 from ovis_image_pack.ovis_core import latents, layers, lean_blocks, sampling, transformer  # noqa: E402
 from ovis_image_pack.ovis_core import residual_cache as core_cache  # noqa: E402
 from ovis_image_pack.ovis_core.files import layouts, parts  # noqa: E402
@@ -51,6 +51,7 @@ __all__ = [
     "compilation",
     "core_cache",
     "diffusion_model",
+    "formats",
     "kernels",
     "guidance",
     "latents",

@@ -19,11 +19,12 @@ def lora(parts):
 def load(request, pack, parts, tmp_path_factory):
     """Loads the small model anew; a Q4_K file has plain matrices beside those of bytes."""
     adapter = pack("nodes.adapters.loading.diffusion_model")
+    dtypes = pack("nodes.adapters.weights.formats").WEIGHT_DTYPES
     folder = tmp_path_factory.mktemp("hooked")
     path, weight_dtype = folder / "model.gguf", None
-    if request.param in adapter.WEIGHT_DTYPES:
+    if request.param in dtypes:
         path = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
-        weight_dtype = adapter.WEIGHT_DTYPES[request.param]
+        weight_dtype = dtypes[request.param]
     else:
         tiny_gguf.write(path, parts[0].state_dict(), request.param)
     # As ComfyUI runs its nodes.

@@ -28,9 +28,10 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture
-def models(adapter, path):
+def models(pack, adapter, path):
     """A function: weight_dtype -> MODEL."""
-    return lambda name=None: adapter.load_diffusion_model(path, adapter.WEIGHT_DTYPES.get(name))
+    dtypes = pack("nodes.adapters.weights.formats").WEIGHT_DTYPES
+    return lambda name=None: adapter.load_diffusion_model(path, dtypes.get(name))
 
 
 def inputs():

@@ -24,12 +24,13 @@ def casting(pack):
 def load(pack, parts, tmp_path_factory):
     """A function: how the weights are kept -> the network."""
     adapter = pack("nodes.adapters.loading.diffusion_model")
+    dtypes = pack("nodes.adapters.weights.formats").WEIGHT_DTYPES
     folder = tmp_path_factory.mktemp("parts")
     plain = folder / "diffusion_models" / tiny_model.write("comfyui", folder)["model_name"]
     tiny_gguf.write(folder / "q8.gguf", parts[0].state_dict(), "Q8_0")
 
     def network(kept):
-        path, dtype = (folder / "q8.gguf", None) if kept == "gguf" else (plain, adapter.WEIGHT_DTYPES[kept])
+        path, dtype = (folder / "q8.gguf", None) if kept == "gguf" else (plain, dtypes[kept])
         return adapter.load_diffusion_model(path, dtype).model.diffusion_model
 
     return network

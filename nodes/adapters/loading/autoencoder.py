@@ -12,7 +12,7 @@ from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor
 
 from ....ovis_core.autoencoder import Autoencoder, AutoencoderConfig
-from ....ovis_core.files.checkpoint import open_checkpoint
+from ....ovis_core.files.checkpoint import Checkpoint, open_checkpoint
 from ....ovis_core.files.parts import AUTOENCODER
 from ....ovis_core.latents import LATENT_CHANNELS, VAE_FACTOR
 from ..sampling.checks import check_finite
@@ -84,10 +84,16 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def load_autoencoder(path: Path, disable_dynamic: bool = False) -> OvisImageVAE:
-    """A VAE from a file or folder. Raises ValueError as `open_checkpoint` does."""
-    checkpoint = open_checkpoint(path, AUTOENCODER)
+    """Loads a VAE from a file or folder. Raises ValueError as `open_checkpoint` does."""
+    return autoencoder_of(open_checkpoint(path, AUTOENCODER), disable_dynamic)
+
+
+def autoencoder_of(
+    checkpoint: Checkpoint[AutoencoderConfig, Autoencoder], disable_dynamic: bool = False
+) -> OvisImageVAE:
+    """Puts a checked autoencoder into a VAE."""
     vae = OvisImageVAE(checkpoint.config, checkpoint.read(comfy.utils.load_torch_file), disable_dynamic)
-    vae.patcher.cached_patcher_init = (_load_patcher, (path,))
+    vae.patcher.cached_patcher_init = (_load_patcher, (checkpoint.path,))
     return vae
 
 

@@ -13,12 +13,13 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....ovis_core.files.checkpoint import open_checkpoint
+from ....ovis_core.files.checkpoint import Checkpoint, open_checkpoint
 from ....ovis_core.files.parts import TEXT_ENCODER
 from ....ovis_core.pipeline import tokenizer_folder
 from ....ovis_core.prompt import MAX_TOKENS, PromptTokenizer, PromptTokens
 from ....ovis_core.text_encoder import TextEncoder, TextEncoderConfig
-from ..weights.gguf import GGUFOps, is_gguf, quantized_weights
+from ..weights.formats import CLIP, choose
+from ..weights.gguf import is_gguf
 
 log = logging.getLogger(__name__)
 
@@ -110,33 +111,29 @@ class ComfyTextEncoder(TextEncoder):
 
 
 def load_text_encoder(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    """A CLIP from a file or folder. Raises ValueError as `open_checkpoint` does."""
-    checkpoint = open_checkpoint(path, TEXT_ENCODER)
-    state = checkpoint.read(comfy.utils.load_torch_file, keep_quantized=bool(checkpoint.block_formats))
-    device = comfy.model_management.text_encoder_device()
-    storage = checkpoint.dtype
-    vocab_size = checkpoint.config.vocab_size
-    compute = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-    operations = comfy.ops.manual_cast
-    if checkpoint.block_formats:
-        storage, operations, disable_dynamic = compute, GGUFOps, True
-        state = quantized_weights(state, checkpoint.block_formats, compute)
+    """Loads a CLIP from a file or folder. Raises ValueError as `open_checkpoint` does."""
+    return text_encoder_of(open_checkpoint(path, TEXT_ENCODER), disable_dynamic)
 
+
+def text_encoder_of(
+    checkpoint: Checkpoint[TextEncoderConfig, TextEncoder], disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
+    """Puts a checked text encoder into a CLIP."""
+    weights = choose(checkpoint, rules=CLIP)
+    tokenizer = tokenizer_folder(checkpoint.path) or COMFYUI_TOKENIZER
     target = comfy.supported_models_base.ClipTarget(
-        partial(ComfyTokenizer, tokenizer_folder(checkpoint.path) or COMFYUI_TOKENIZER, vocab_size),
-        partial(ComfyTextEncoder, checkpoint.config, operations, compute),
+        partial(ComfyTokenizer, tokenizer, checkpoint.config.vocab_size),
+        partial(ComfyTextEncoder, checkpoint.config, weights.operations, weights.compute),
     )
-    parameters = comfy.utils.calculate_parameters(state)
-    options = {"dtype": storage}
     clip = comfy.sd.CLIP(
         target,
-        parameters=parameters,
-        state_dict=state,
-        model_options=options,
-        disable_dynamic=disable_dynamic,
+        parameters=comfy.utils.calculate_parameters(weights.state),
+        state_dict=weights.state,
+        model_options={"dtype": weights.storage},
+        disable_dynamic=disable_dynamic or not weights.takes_dynamic_vram,
     )
-    clip.patcher.set_model_compute_dtype(compute)
-    clip.patcher.cached_patcher_init = (_load_patcher, (path,))
+    clip.patcher.set_model_compute_dtype(weights.compute)
+    clip.patcher.cached_patcher_init = (_load_patcher, (checkpoint.path,))
     return clip
 
 

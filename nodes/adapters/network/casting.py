@@ -11,12 +11,15 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..weights.gguf import is_gguf
-
 
 def is_hooked(layer: nn.Module) -> bool:
     """Whether a call of the layer is more than its class says: ComfyUI's bypass mode, or another node's."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
+def multiplies_quantised(layer: nn.Module) -> bool:
+    """Whether a layer takes its quantised weight as it is; all but ComfyUI's own dequantise it first."""
+    return isinstance(layer.weight, QuantizedTensor) and getattr(layer, "quant_format", None) is not None
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor
     """
     if is_hooked(layer) or not isinstance(layer, comfy.ops.CastWeightBiasOp):
         return None
-    if not isinstance(layer.weight, QuantizedTensor) or is_gguf(layer.weight):
+    if not multiplies_quantised(layer):
         return _as_product(layer, x)
     if layer.weight.device == x.device or hasattr(layer, "_prefetch"):  # dynamic VRAM has brought it over
         return nullcontext(layer)
