@@ -1,51 +1,41 @@
 """Changes of our layers -> LoRA files in the dialect that another tool reads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..transformer import TransformerConfig
-from .read import Change, Lora, Rows, dense, layer_table
+from .names import DIALECTS, PEFT_ENDINGS, Rows, layer_table
+from .read import Change, Lora, dense
 
 
 @dataclass(frozen=True)
-class Dialect:
-    prefix: str
-    names: str  # whose, as for `layer_table`
-    underscores: bool = False  # in place of dots
-    peft: bool = False  # PEFT's endings, which know LoRA and DoRA alone and no alpha
+class Piece:
+    """Rows of a change that fall on a file's layer."""
 
+    change: Change
+    source: slice  # of the file's layer
+    part: slice  # of the change's own rows
 
-DIALECTS = {
-    "comfyui": Dialect("diffusion_model.", "comfyui"),
-    "kohya": Dialect("lora_unet_", "comfyui", underscores=True),
-    "diffusers": Dialect("transformer.", "diffusers", peft=True),
-    "peft": Dialect("base_model.model.", "diffusers", peft=True),
-    "onetrainer": Dialect("lora_transformer_", "diffusers", underscores=True),
-    "lycoris": Dialect("lycoris_", "diffusers", underscores=True),
-    "authors": Dialect("", "authors"),
-}
-PEFT_ENDINGS = {
-    "lora_down.weight": "lora_A.weight",
-    "lora_up.weight": "lora_B.weight",
-    "dora_scale": "lora_magnitude_vector",
-}
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.change.tensors
 
 
 def write_lora(lora: Lora, config: TransformerConfig, dialect: str) -> dict[str, Tensor]:
-    """The tensors of a file in a dialect (`DIALECTS`) that changes the same weights by the same amounts.
+    """Makes the tensors of a file in a dialect (`DIALECTS`), which changes the same weights as much.
 
-    A layer that is one of ours keeps its tensors; rows are joined by stacking ranks and cut without loss.
-    For PEFT's endings alpha is multiplied in and other methods than LoRA become one of full rank. Raises
-    ValueError for what a dialect cannot say.
+    A layer that is one of ours keeps its tensors; rows are joined by stacking ranks and cut without loss. For
+    PEFT's endings alpha is multiplied in, and other methods become LoRA of full rank. Raises ValueError for
+    what a dialect cannot say.
     """
     form = DIALECTS[dialect]
     file = {}
     for layer, places in layer_table(config, form.names).items():
         pieces = [piece for place in places for piece in _pieces(lora.changes, place, "weight")]
-        rows = sum(place.length for place in places)
+        rows = max(place.source.stop for place in places)
         tensors = _join(layer, pieces, rows) if pieces else {}
         biases = [piece for place in places for piece in _pieces(lora.changes, place, "bias")]
         if biases:
@@ -58,41 +48,38 @@ def write_lora(lora: Lora, config: TransformerConfig, dialect: str) -> dict[str,
     return file
 
 
-def _pieces(changes: Iterable[Change], place: Rows, kind: str) -> list[tuple[int, int, int, Change]]:
-    """What falls on some rows of a layer: (first row in the file's layer, rows, first row in the change,
-    change).
-    """
-    pieces = []
+def _pieces(changes: Iterable[Change], place: Rows, kind: str) -> Iterator[Piece]:
+    """Finds what falls on some rows of a layer."""
     for change in changes:
-        first = max(place.start, change.start)
-        last = min(place.start + place.length, change.start + change.length)
+        first = max(place.ours.start, change.rows.start)
+        last = min(place.ours.stop, change.rows.stop)
         if change.parameter == f"{place.layer}.{kind}" and first < last:
-            pieces.append(
-                (first - place.start + place.source_start, last - first, first - change.start, change)
-            )
-    return pieces
+            to = place.source.start - place.ours.start
+            start = change.rows.start
+            yield Piece(change, slice(first + to, last + to), slice(first - start, last - start))
 
 
-def _join(layer: str, pieces: list[tuple[int, int, int, Change]], rows: int) -> dict[str, Tensor]:
-    """One layer's tensors of all that falls on it."""
-    to, count, start, change = pieces[0]
-    if len(pieces) == 1 and (to, count, start) == (0, rows, 0) and change.length == rows:
-        return dict(change.tensors)
-    if all("lora_up.weight" in change.tensors for *_, change in pieces):
+def _join(layer: str, pieces: Sequence[Piece], rows: int) -> dict[str, Tensor]:
+    """Joins all that falls on a layer into its tensors."""
+    piece = pieces[0]
+    num_changed = piece.change.rows.stop - piece.change.rows.start
+    if len(pieces) == 1 and piece.source == piece.part == slice(0, rows) and num_changed == rows:
+        return dict(piece.tensors)
+    if all("lora_up.weight" in piece.tensors for piece in pieces):
         return _join_low_rank(layer, pieces, rows)
-    if any("dora_scale" in change.tensors for *_, change in pieces):
+    if any("dora_scale" in piece.tensors for piece in pieces):
         raise ValueError(
             f"{layer} has DoRA on a part of its rows and another method on the rest; this cannot be written"
         )
     return {"diff": _dense_rows(pieces, rows)}
 
 
-def _join_low_rank(layer: str, pieces: list[tuple[int, int, int, Change]], rows: int) -> dict[str, Tensor]:
-    """LoRAs of parts of the rows as one: their ranks side by side, those of one matrix A only once."""
+def _join_low_rank(layer: str, pieces: Sequence[Piece], rows: int) -> dict[str, Tensor]:
+    """Joins LoRAs of parts of the rows: their ranks side by side, equal matrices A only once."""
     downs: list[Tensor] = []
     places = []
-    for _, _, _, change in pieces:
-        down = change.tensors["lora_down.weight"]
+    for piece in pieces:
+        down = piece.tensors["lora_down.weight"]
         same = next(
             (i for i, other in enumerate(downs) if other is down or torch.equal(other, down)), len(downs)
         )
@@ -100,36 +87,38 @@ def _join_low_rank(layer: str, pieces: list[tuple[int, int, int, Change]], rows:
             downs.append(down)
         places.append(same)
     starts = [sum(len(down) for down in downs[:i]) for i in range(len(downs))]
-    scales = {_scale(change.tensors) for *_, change in pieces}
+    scales = {_scale(piece.tensors) for piece in pieces}
     up = torch.zeros(rows, sum(map(len, downs)), dtype=torch.float32)
-    for (to, count, start, change), same in zip(pieces, places, strict=True):
-        part = change.tensors["lora_up.weight"][start : start + count].float()
+    for piece, same in zip(pieces, places, strict=True):
+        part = piece.tensors["lora_up.weight"][piece.part].float()
         columns = slice(starts[same], starts[same] + part.shape[1])
-        up[to : to + count, columns] += part if len(scales) == 1 else part * _scale(change.tensors)
+        up[piece.source, columns] += part if len(scales) == 1 else part * _scale(piece.tensors)
     joined = {"lora_down.weight": torch.cat([down.float() for down in downs]), "lora_up.weight": up}
     if len(scales) == 1:
         joined["alpha"] = torch.tensor(scales.pop() * up.shape[1])
-    if any("dora_scale" in change.tensors for *_, change in pieces):
-        covered = sum(count for _, count, _, change in pieces if "dora_scale" in change.tensors)
-        if covered != rows:
-            raise ValueError(
-                f"{layer} has DoRA on {covered} of its {rows} rows; this cannot be written as one layer"
-            )
-        joined["dora_scale"] = torch.zeros(rows, 1)
-        for to, count, start, change in pieces:
-            joined["dora_scale"][to : to + count] = change.tensors["dora_scale"][
-                start : start + count
-            ].float()
+    if any("dora_scale" in piece.tensors for piece in pieces):
+        joined["dora_scale"] = _join_magnitudes(layer, pieces, rows)
     return joined
 
 
-def _dense_rows(pieces: list[tuple[int, int, int, Change]], rows: int) -> Tensor:
-    difference = None
-    for to, count, start, change in pieces:
-        part = dense(change.tensors)[start : start + count]
-        if difference is None:
-            difference = torch.zeros(rows, *part.shape[1:])
-        difference[to : to + count] += part
+def _join_magnitudes(layer: str, pieces: Sequence[Piece], rows: int) -> Tensor:
+    covered = sum(p.source.stop - p.source.start for p in pieces if "dora_scale" in p.tensors)
+    if covered != rows:
+        raise ValueError(
+            f"{layer} has DoRA on {covered} of its {rows} rows; this cannot be written as one layer"
+        )
+    magnitudes = torch.zeros(rows, 1)
+    for piece in pieces:
+        magnitudes[piece.source] = piece.tensors["dora_scale"][piece.part].float()
+    return magnitudes
+
+
+def _dense_rows(pieces: Sequence[Piece], rows: int) -> Tensor:
+    """Multiplies out all that falls on a layer."""
+    parts = [dense(piece.tensors)[piece.part] for piece in pieces]
+    difference = torch.zeros(rows, *parts[0].shape[1:])
+    for piece, part in zip(pieces, parts, strict=True):
+        difference[piece.source] += part
     return difference
 
 
@@ -138,6 +127,7 @@ def _scale(tensors: Mapping[str, Tensor]) -> float:
 
 
 def _as_peft(layer: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives a layer's tensors PEFT's endings."""
     if "diff_b" in tensors:
         raise ValueError(
             f"the file changes the bias of {layer}, which PEFT's endings cannot say; use comfyui or kohya"

@@ -11,7 +11,7 @@ target may be a range of rows, in bypass mode as in weight patches. `all_layers`
 model's class, keys and attributes would go.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import comfy.model_base
@@ -22,7 +22,8 @@ from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from torch import Tensor, nn
 
 from ....ovis_core.files.parts import TRANSFORMER, parameter_shapes
-from ....ovis_core.lora.read import PREFIXES, UNDERSCORED_PREFIXES, Rows, all_layers, layer_changes
+from ....ovis_core.lora.names import PREFIXES, UNDERSCORED_PREFIXES, Rows, all_layers
+from ....ovis_core.lora.read import layer_changes
 from .patches import alpha_of, patches_of, tensors_of
 
 ROOT = "diffusion_model."  # before the names of all our parameters
@@ -62,24 +63,24 @@ class LayerAlias:
     our layers' outputs go through it.
     """
 
-    def __init__(self, network: nn.Module, layer: str, places: list[Rows]):
+    def __init__(self, network: nn.Module, layer: str, places: Sequence[Rows]):
         self.network = network
         self.layer = layer
         self.places = places
-        self.num_rows = sum(place.length for place in places)
+        self.num_rows = max(place.source.stop for place in places)
         self._handles = []
         self._forward: Callable = self._rows_of_ours
         self._rows: Tensor | None = None
 
     def whole_parameter(self, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Our parameter of that kind (weight or bias) when the layer is all of it."""
+        """Names our parameter of that kind (weight or bias) when the layer is all of it."""
         parameter = f"{self.places[0].layer}.{kind}"
         is_whole = len(self.places) == 1 and (self.num_rows,) == shapes.get(parameter, ())[:1]
         return parameter if is_whole else None
 
     @property
     def weight(self) -> Tensor:
-        """For its device and dtype."""
+        """Stands for the layer's device and dtype."""
         return self.network.get_submodule(self.places[0].layer).weight
 
     @property
@@ -101,12 +102,10 @@ class LayerAlias:
         return self._rows
 
     def _through(self, place: Rows, layer: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
-        ours = slice(place.start, place.start + place.length)
-        alias = slice(place.source_start, place.source_start + place.length)
         self._rows = out.new_zeros(*out.shape[:-1], self.num_rows)
-        self._rows[..., alias] = out[..., ours]
+        self._rows[..., place.source] = out[..., place.ours]
         changed = out.clone()
-        changed[..., ours] = self._forward(*args)[..., alias]
+        changed[..., place.ours] = self._forward(*args)[..., place.source]
         self._rows = None
         return changed
 
@@ -195,7 +194,7 @@ class AliasPatcher:
         super().set_injections(key, injections)
 
     def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Tensor]:
-        """The parameters alone, which are what is saved and merged."""
+        """Gives the parameters alone, which are what is saved and merged."""
         with self.use_ejected():
             state = self.model.state_dict()
         return {
@@ -215,7 +214,7 @@ class AliasPatcher:
         return clone
 
     def _place(self, patches: dict) -> tuple[dict, dict]:
-        """{target: patch} on our parameters, {target: the key it came under}."""
+        """Places patches on our parameters: {target: patch}, {target: the key it came under}."""
         placed, origin = {}, {}
         for key, patch in patches.items():
             for target, part in self._targets(key, patch):

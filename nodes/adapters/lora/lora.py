@@ -7,8 +7,9 @@ import comfy.utils
 import folder_paths
 
 from ....ovis_core.files.storage import read_header, write_tensors
+from ....ovis_core.lora.names import DIALECTS
 from ....ovis_core.lora.read import Lora, read_lora
-from ....ovis_core.lora.write import DIALECTS, write_lora
+from ....ovis_core.lora.write import write_lora
 from ..network.transformer import network_of
 from .patches import alpha_of, patches_of
 
@@ -16,6 +17,7 @@ __all__ = ["DIALECTS", "convert_lora", "load_lora", "lora_names"]
 
 
 def lora_names() -> list[str]:
+    """Lists the safetensors files in ComfyUI's LoRA folders."""
     return [
         name
         for name in folder_paths.get_filename_list("loras")
@@ -24,7 +26,7 @@ def lora_names() -> list[str]:
 
 
 def load_lora(model, lora_name: str, strength: float):
-    """A clone of the MODEL with the LoRA on it, and a report of what was matched.
+    """Puts the LoRA on a clone of the MODEL, and reports what was matched.
 
     Raises ValueError when the model is not Ovis-Image, or as `ovis_core.lora.read.read_lora` does.
     """

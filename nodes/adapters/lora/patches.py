@@ -49,11 +49,12 @@ class RowDora(LoRAAdapter):
 
 
 def patches_of(changes: Iterable[Change]) -> dict:
-    """{parameter or (parameter, (0, first row, rows)): patch}, read by ComfyUI, which knows the methods."""
+    """Makes ComfyUI's patches: {parameter or (parameter, (0, first row, rows)): patch}."""
     tensors, targets = {}, {}
     for number, change in enumerate(changes):
         key = f"diffusion_model.{change.parameter}"
-        targets[str(number)] = key if change.is_whole else (key, (0, change.start, change.length))
+        rows = change.rows
+        targets[str(number)] = key if change.is_whole else (key, (0, rows.start, rows.stop - rows.start))
         tensors |= {f"{number}.{ending}": tensor for ending, tensor in change.tensors.items()}
     patches = comfy.lora.load_lora(tensors, targets)
     for target, patch in patches.items():
@@ -63,7 +64,7 @@ def patches_of(changes: Iterable[Change]) -> dict:
 
 
 def tensors_of(patch) -> dict[str, torch.Tensor] | None:
-    """A patch of ComfyUI's under the core's endings; None for a method that the core leaves to ComfyUI."""
+    """Gives a patch's tensors the core's endings; None for a method that the core leaves to ComfyUI."""
     if isinstance(patch, tuple) and patch[0] == "diff":
         return {"diff": patch[1][0]}
     tensors = {}
@@ -77,7 +78,7 @@ def tensors_of(patch) -> dict[str, torch.Tensor] | None:
 
 
 def alpha_of(metadata: dict[str, str] | None, name: str) -> float | None:
-    """lora_alpha of all layers, which diffusers and PEFT write into the metadata of the file `name`.
+    """Reads lora_alpha of all layers, which diffusers and PEFT write into the metadata of the file `name`.
 
     Raises ValueError for settings that would change the strength of layers and are not supported.
     """
