@@ -4,6 +4,7 @@ B batch, C channels, H and W latent pixels. Images are (B, 3, 8H, 8W) in [-1, 1]
 FLUX's `ae.safetensors`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,12 @@ SCALE = 0.3611
 
 
 def normalize(latents: Tensor) -> Tensor:
-    """The autoencoder's latents -> the MMDiT's."""
+    """Turns the autoencoder's latents into the MMDiT's."""
     return (latents - SHIFT) * SCALE
 
 
 def denormalize(latents: Tensor) -> Tensor:
-    """The MMDiT's latents -> the autoencoder's."""
+    """Turns the MMDiT's latents into the autoencoder's."""
     return latents / SCALE + SHIFT
 
 
@@ -46,27 +47,27 @@ class AutoencoderConfig:
 
 
 class Autoencoder(nn.Module):
+    """FLUX's autoencoder."""
+
     def __init__(
         self, config: AutoencoderConfig, ops: Ops = nn, attention: Attention = sdp_attention, **factory
     ):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, ops, **factory)
-        self.decoder = Decoder(config, ops, **factory)
-        for side in (self.encoder, self.decoder):
-            side.mid.attn_1.attention = attention
+        self.encoder = Encoder(config, ops, attention, **factory)
+        self.decoder = Decoder(config, ops, attention, **factory)
 
     def encode(self, image: Tensor) -> Tensor:
-        """(B, 3, 8H, 8W) in [-1, 1] -> the mean of the latents' distribution (B, C, H, W), not normalized."""
+        """Encodes (B, 3, 8H, 8W) in [-1, 1] to the mean of the latents (B, C, H, W), not normalized."""
         return self.encoder(image).chunk(2, dim=1)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W), not normalized -> (B, 3, 8H, 8W), about [-1, 1]."""
+        """Decodes latents (B, C, H, W), not normalized, to (B, 3, 8H, 8W), about [-1, 1]."""
         return self.decoder(latents)
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: AutoencoderConfig, ops: Ops, **factory):
+    def __init__(self, config: AutoencoderConfig, ops: Ops, attention: Attention, **factory):
         super().__init__()
         channels = config.channels
         norm = config.norm_groups, ops
@@ -74,62 +75,87 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         previous = channels[0]
         for level, width in enumerate(channels):
-            down = nn.Module()
-            down.block = res_blocks(previous, width, config.num_res_blocks, *norm, **factory)
-            if level < len(channels) - 1:
-                down.downsample = Downsample(width, ops, **factory)
-            self.down.append(down)
+            is_last = level == len(channels) - 1
+            self.down.append(DownLevel(previous, width, config.num_res_blocks, is_last, *norm, **factory))
             previous = width
-        self.mid = Middle(channels[-1], *norm, **factory)
+        self.mid = Middle(channels[-1], *norm, attention, **factory)
         self.norm_out = group_norm(channels[-1], *norm, **factory)
         self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for down in self.down:
-            for block in down.block:
-                x = block(x)
-            if hasattr(down, "downsample"):
-                x = down.downsample(x)
+        for step in self.steps():
+            x = step(x)
         return self.conv_out(silu(self.norm_out(self.mid(x))))
+
+    def steps(self) -> Iterator[nn.Module]:
+        """Yields the layers between `conv_in` and `mid`, in the order of running."""
+        for down in self.down:
+            assert isinstance(down, DownLevel)
+            yield from down.block
+            if down.downsample is not None:
+                yield down.downsample
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: AutoencoderConfig, ops: Ops, **factory):
+    def __init__(self, config: AutoencoderConfig, ops: Ops, attention: Attention, **factory):
         super().__init__()
         channels = config.channels
         norm = config.norm_groups, ops
         self.conv_in = conv3x3(config.latent_channels, channels[-1], ops, **factory)
-        self.mid = Middle(channels[-1], *norm, **factory)
-        self.up = nn.ModuleList()
+        self.mid = Middle(channels[-1], *norm, attention, **factory)
         previous = channels[-1]
         levels = []
         for level, width in reversed(list(enumerate(channels))):
-            up = nn.Module()
-            up.block = res_blocks(previous, width, config.num_res_blocks + 1, *norm, **factory)
-            if level > 0:
-                up.upsample = Upsample(width, ops, **factory)
-            levels.append(up)
+            is_last = level == 0
+            levels.append(UpLevel(previous, width, config.num_res_blocks + 1, is_last, *norm, **factory))
             previous = width
-        self.up.extend(reversed(levels))  # numbered finest first, run coarsest first
+        self.up = nn.ModuleList(reversed(levels))  # numbered finest first, run coarsest first
         self.norm_out = group_norm(channels[0], *norm, **factory)
         self.conv_out = conv3x3(channels[0], 3, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
-        for up in reversed(self.up):
-            for block in up.block:
-                x = block(x)
-            if hasattr(up, "upsample"):
-                x = up.upsample(x)
+        for step in self.steps():
+            x = step(x)
         return self.conv_out(silu(self.norm_out(x)))
+
+    def steps(self) -> Iterator[nn.Module]:
+        """Yields the layers between `mid` and `norm_out`, in the order of running."""
+        for up in reversed(self.up):
+            assert isinstance(up, UpLevel)
+            yield from up.block
+            if up.upsample is not None:
+                yield up.upsample
+
+
+class DownLevel(nn.Module):
+    """Holds the layers of one resolution. The encoder runs them, so that no frame keeps a level's input."""
+
+    def __init__(
+        self, in_width: int, width: int, num_blocks: int, is_last: bool, groups: int, ops: Ops, **factory
+    ):
+        super().__init__()
+        self.block = res_blocks(in_width, width, num_blocks, groups, ops, **factory)
+        self.downsample = None if is_last else Downsample(width, ops, **factory)
+
+
+class UpLevel(nn.Module):
+    """Holds the layers of one resolution, which the decoder runs."""
+
+    def __init__(
+        self, in_width: int, width: int, num_blocks: int, is_last: bool, groups: int, ops: Ops, **factory
+    ):
+        super().__init__()
+        self.block = res_blocks(in_width, width, num_blocks, groups, ops, **factory)
+        self.upsample = None if is_last else Upsample(width, ops, **factory)
 
 
 class Middle(nn.Module):
-    def __init__(self, width: int, groups: int, ops: Ops, **factory):
+    def __init__(self, width: int, groups: int, ops: Ops, attention: Attention, **factory):
         super().__init__()
         self.block_1 = ResBlock(width, width, groups, ops, **factory)
-        self.attn_1 = AttentionBlock(width, groups, ops, **factory)
+        self.attn_1 = AttentionBlock(width, groups, ops, attention, **factory)
         self.block_2 = ResBlock(width, width, groups, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,13 +169,14 @@ class ResBlock(nn.Module):
         self.conv1 = conv3x3(in_width, out_width, ops, **factory)
         self.norm2 = group_norm(out_width, groups, ops, **factory)
         self.conv2 = conv3x3(out_width, out_width, ops, **factory)
+        self.nin_shortcut = None
         if in_width != out_width:
             self.nin_shortcut = ops.Conv2d(in_width, out_width, kernel_size=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(silu(self.norm1(x)))
         h = self.conv2(silu(self.norm2(h)))
-        if hasattr(self, "nin_shortcut"):
+        if self.nin_shortcut is not None:
             x = self.nin_shortcut(x)
         return add(x, h)
 
@@ -157,12 +184,14 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Attention of one head over all latent pixels."""
 
-    def __init__(self, width: int, groups: int, ops: Ops, **factory):
+    def __init__(self, width: int, groups: int, ops: Ops, attention: Attention, **factory):
         super().__init__()
-        self.attention: Attention = sdp_attention
+        self.attention = attention
         self.norm = group_norm(width, groups, ops, **factory)
-        for name in ("q", "k", "v", "proj_out"):
-            setattr(self, name, ops.Conv2d(width, width, kernel_size=1, **factory))
+        self.q = ops.Conv2d(width, width, kernel_size=1, **factory)
+        self.k = ops.Conv2d(width, width, kernel_size=1, **factory)
+        self.v = ops.Conv2d(width, width, kernel_size=1, **factory)
+        self.proj_out = ops.Conv2d(width, width, kernel_size=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -192,12 +221,12 @@ class Upsample(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
-    """Of a norm's output, which nobody needs again without gradients."""
+    """Works in place on a norm's output where there are no gradients: nobody needs it again."""
     return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def add(x: Tensor, h: Tensor) -> Tensor:
-    """x and a convolution's output."""
+    """Adds x to a convolution's output, in place where there are no gradients."""
     return x + h if torch.is_grad_enabled() else h.add_(x)
 
 

@@ -71,12 +71,11 @@ class TextEncoder(nn.Module):
         with torch.device("meta"):
             self.model = Qwen3Model(qwen)
         _replace_layers(self.model, ops, device=device, dtype=dtype)
-        # Its frequencies are a buffer that no file holds: computed anew, since on the meta device they are
-        # nothing.
+        # Its frequencies are a buffer that no file holds, and empty on the meta device: computed anew.
         self.model.rotary_emb = Qwen3RotaryEmbedding(qwen)
 
     def forward(self, prompts: Sequence[Sequence[int]], device=None, dtype=None) -> Tensor:
-        """Unpadded token ids of each prompt, at most MAX_TOKENS -> text states (B, 256, D), zero-padded.
+        """Encodes unpadded token ids, at most MAX_TOKENS a prompt -> text states (B, 256, D), zero-padded.
 
         Only the valid tokens are computed: the model is causal and padding stands on the right, so that no
         valid token ever sees it. `device` and `dtype` are where and in what to compute, the embedding's own

@@ -1,7 +1,7 @@
 """The block formats of GGML: bytes -> numbers, in plain torch, on the device where the bytes are.
 
-Each row of a weight is cut into blocks of 32 or 256 numbers; a block is a few bytes: whole numbers of 2 to 8
-bits and what to scale them by. The formats are defined by ggml's quants.c; results equal the `gguf` package's
+Each row of a weight is cut into blocks of 32 or 256 numbers; a block holds whole numbers of 2 to 8 bits and
+their scales. The formats are defined by ggml's quants.c; results equal the `gguf` package's
 to the bit, in float32.
 """
 
@@ -17,19 +17,19 @@ MAX_NUMBERS = 2**24  # that are dequantised at once, so that float32 copies of a
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """Numbers and bytes of a block, where its float16 fields lie, and how (N, bytes) become (N, numbers)."""
+    """How a format stores a block."""
 
     numbers: int
     num_bytes: int
-    halves: tuple[int, ...]
-    decode: Callable[[Tensor], Tensor]
+    halves: tuple[int, ...]  # the offsets of its float16 fields
+    decode: Callable[[Tensor], Tensor]  # (N, bytes) -> (N, numbers)
 
     def row_bytes(self, columns: int) -> int:
         return columns // self.numbers * self.num_bytes
 
 
 def dequantize(rows: Tensor, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows of blocks of the named format (..., bytes) uint8 -> numbers (..., columns) in `dtype`."""
+    """Dequantises rows of blocks of the named format: (..., bytes) uint8 -> (..., columns) in `dtype`."""
     form = BLOCK_FORMATS[name]
     columns = rows.shape[-1] // form.num_bytes * form.numbers
     out = torch.empty(*rows.shape[:-1], columns, dtype=dtype, device=rows.device)
@@ -41,36 +41,36 @@ def dequantize(rows: Tensor, name: str, dtype: torch.dtype = torch.float32) -> T
 
 
 def is_finite(rows: Tensor, name: str) -> bool:
-    """Whether all numbers are, which only the float16 fields decide."""
+    """Tells whether all numbers are finite, which the float16 fields alone decide."""
     form = BLOCK_FORMATS[name]
     blocks = rows.reshape(-1, form.num_bytes)
     return all(bool(torch.isfinite(_half(blocks, at)).all()) for at in form.halves)
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
-    """The float16 at a byte of each block -> (N, 1) float32."""
+    """Reads the float16 at a byte of each block -> (N, 1) float32."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _parts(packed: Tensor, shifts: tuple[int, ...], mask: int) -> Tensor:
-    """The bits of each byte at each shift: (N, G, B) uint8 -> (N, G, shifts, B) uint8."""
+    """Takes the bits of each byte at each shift: (N, G, B) uint8 -> (N, G, shifts, B) uint8."""
     return packed[:, :, None] >> _column(shifts, packed.device) & mask
 
 
 @lru_cache
 def _column(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """(N, 1) uint8, brought to the device once: each time, the host would wait for what the device does."""
+    """Brings numbers to the device once, (N, 1) uint8: each copy would make the host wait for the device."""
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=torch.uint8, device=device)[:, None]
 
 
 def _nibbles(packed: Tensor, group: int) -> Tensor:
-    """(N, B) bytes -> (N, 2B) numbers of 4 bits: in groups of bytes, low halves before high ones."""
+    """Splits (N, B) bytes into (N, 2B) numbers of 4 bits: in groups of bytes, low halves first."""
     return _parts(packed.unflatten(1, (-1, group)), (0, 4), 15).flatten(1)
 
 
 def _fifth_bits(packed: Tensor) -> Tensor:
-    """(N, 4) bytes -> (N, 32) bits, lowest first, at the fifth place."""
+    """Puts the bits of (N, 4) bytes, lowest first, at the fifth place -> (N, 32)."""
     return _parts(packed[:, :, None], tuple(range(8)), 1).flatten(1) << 4
 
 
@@ -113,7 +113,7 @@ def _q3_k(blocks: Tensor) -> Tensor:
 
 
 def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and offsets of the 8 parts of Q4_K's and Q5_K's blocks, of 6 bits each -> (N, 8, 1) twice."""
+    """Reads scales and offsets, 6 bits each, of the 8 parts of a Q4_K or Q5_K block -> (N, 8, 1) twice."""
     first, second, third = blocks[:, 4:16].unflatten(1, (3, 4)).unbind(1)
     scales = torch.cat((first & 63, third & 15 | first >> 2 & 48), dim=1)
     offsets = torch.cat((second & 63, third >> 4 | second >> 2 & 48), dim=1)

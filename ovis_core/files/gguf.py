@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,23 @@ TYPES = {
 }  # fmt: skip
 
 
-def read_gguf_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str | float]]:
-    """The tensors of a GGUF file, shapes in torch's order, and its metadata but for arrays; no weights.
+class GGUFHeader(NamedTuple):
+    """What a header says; shapes are in torch's order."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str | float]  # without arrays
+
+
+class Entry(NamedTuple):
+    """One tensor's line in a header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # in the data, which follows the header
+
+
+def read_gguf_header(path: Path) -> GGUFHeader:
+    """Reads the header of a GGUF file, and no weights.
 
     Raises ValueError saying what is wrong with the file, without reading more than it holds.
     """
@@ -74,18 +89,18 @@ class _Header:
         self.file = file
         self.size = path.stat().st_size
 
-    def read(self) -> tuple[dict[str, TensorInfo], dict[str, str | float]]:
+    def read(self) -> GGUFHeader:
         self._check_start()
         num_tensors, num_entries = self._number("Q"), self._number("Q")
         if num_tensors > MAX_TENSORS or num_entries > MAX_ENTRIES:
             raise self._damage(f"{num_tensors} tensors and {num_entries} metadata entries")
-        metadata: dict[str, str | float] = {}
+        metadata: dict[str, str | float | None] = {}
         for _ in range(num_entries):
             key, value = self._string(), self._value(self._number("I"))
             if key in metadata:
                 raise self._damage("a metadata name appears twice")
             metadata[key] = value
-        entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
+        entries: dict[str, Entry] = {}
         for _ in range(num_tensors):
             key, entry = self._tensor()
             if key in entries:
@@ -95,7 +110,7 @@ class _Header:
         if type(alignment) is not int or not 8 <= alignment <= 4096 or alignment & (alignment - 1):
             raise self._damage(f"an alignment of {alignment!a}")
         infos = self._place(entries, alignment)
-        return infos, {key: value for key, value in metadata.items() if value is not None}
+        return GGUFHeader(infos, {key: value for key, value in metadata.items() if value is not None})
 
     def _check_start(self) -> None:
         start = self.file.read(32)
@@ -111,8 +126,8 @@ class _Header:
                 "with a current tool"
             )
 
-    def _tensor(self) -> tuple[str, tuple[str, tuple[int, ...], int]]:
-        """One tensor's name, type, shape and offset in the data."""
+    def _tensor(self) -> tuple[str, Entry]:
+        """Reads one tensor's name and entry."""
         key = self._string(MAX_NAME)
         if not key.isprintable():
             raise self._damage(f"a tensor has the name {key[:50]!a}")
@@ -129,16 +144,14 @@ class _Header:
             )
         if min(shape) < 1 or (dtype in BLOCK_FORMATS and shape[-1] % BLOCK_FORMATS[dtype].numbers):
             raise self._damage(f"{key} has the shape {[*shape]}, which cannot be stored as {dtype}")
-        return key, (dtype, shape, offset)
+        return key, Entry(dtype, shape, offset)
 
-    def _place(
-        self, entries: Mapping[str, tuple[str, tuple[int, ...], int]], alignment: int
-    ) -> dict[str, TensorInfo]:
-        """Offsets in the file. Tensors must follow each other with nothing between but padding."""
+    def _place(self, entries: Mapping[str, Entry], alignment: int) -> dict[str, TensorInfo]:
+        """Finds offsets in the file. Tensors must follow each other with nothing between but padding."""
         start = -(-self.file.tell() // alignment) * alignment
         position = start
         infos = {}
-        for key, (dtype, shape, offset) in sorted(entries.items(), key=lambda item: item[1][2]):
+        for key, (dtype, shape, offset) in sorted(entries.items(), key=lambda item: item[1].offset):
             position = -(-position // alignment) * alignment
             if start + offset != position:
                 raise self._damage(f"the bytes of {key} lie elsewhere than its neighbours' shapes tell")
@@ -157,7 +170,7 @@ class _Header:
         return {key: infos[key] for key in entries}
 
     def _value(self, kind: int) -> str | float | None:
-        """A metadata value; arrays are passed over and give None."""
+        """Reads a metadata value; arrays are passed over and give None."""
         if kind in NUMBERS:
             return self._number(NUMBERS[kind])
         if kind == STRING:
@@ -183,7 +196,8 @@ class _Header:
         except UnicodeDecodeError:
             raise self._damage("a text that is no UTF-8") from None
 
-    def _number(self, form: str) -> int | float:
+    def _number(self, form: str) -> Any:
+        """Reads an int, float or bool, as struct's `form` says."""
         (value,) = struct.unpack("<" + form, self._bytes(struct.calcsize(form)))
         return value
 

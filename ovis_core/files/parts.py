@@ -87,7 +87,7 @@ def transformer_from_shapes(shapes: Shapes, settings: Settings) -> TransformerCo
         depth_single_blocks=num_blocks(shapes, "single_blocks"),
         context_dim=shapes["txt_in.weight"][1],
         mlp_size=shapes["double_blocks.0.img_mlp.up_proj.weight"][0],
-        axes_dim=tuple(axes_dim) if isinstance(axes_dim, list | tuple) else (axes_dim,),
+        axes_dim=tuple(axes_dim if isinstance(axes_dim, list | tuple) else [axes_dim]),
     )
 
 

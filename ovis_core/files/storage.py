@@ -41,7 +41,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, read from its header alone.
+    """Reads what the header of one safetensors file says of its tensors.
 
     Stricter than the format: no duplicate names, no unknown dtypes, no gaps, overlaps or trailing bytes.
     Raises ValueError saying what is wrong with the file.
@@ -66,7 +66,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _read_raw_header(path: Path) -> tuple[bytes, int]:
-    """The bytes of a file's header, and how many bytes follow it."""
+    """Reads a file's header -> its bytes, and how many bytes follow."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -81,7 +81,7 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
 
 
 def _fault(start: bytes, length: int, size: int) -> str:
-    """What a file is that is no safetensors file, from its first bytes."""
+    """Tells by the first bytes what a file is instead of safetensors."""
     for magic, meaning in IMPOSTORS.items():
         if start.startswith(magic):
             return f"is {meaning}"
@@ -93,8 +93,12 @@ def _fault(start: bytes, length: int, size: int) -> str:
 
 
 def _check_metadata(path: Path, metadata: object) -> None:
-    texts = [*metadata.keys(), *metadata.values()] if isinstance(metadata, dict) else [None]
-    if not all(isinstance(text, str) for text in texts) or sum(map(len, texts)) > MAX_METADATA:
+    texts = [*metadata.keys(), *metadata.values()] if isinstance(metadata, dict) else None
+    if (
+        texts is None
+        or not all(isinstance(text, str) for text in texts)
+        or sum(map(len, texts)) > MAX_METADATA
+    ):
         raise ValueError(f"{path.name} has damaged metadata in its safetensors header; download it again")
 
 
@@ -106,7 +110,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _check_layout(path: Path, header: Mapping[str, dict], num_bytes: int) -> None:
-    """Every tensor's bytes follow the last one's, as many as its shape and dtype need, and fill the file."""
+    """Raises ValueError unless the tensors' bytes follow each other, fit their shapes and fill the file."""
     position = 0
     for key, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
         begin, end = _offsets(path, key, entry)
@@ -139,7 +143,7 @@ def _offsets(path: Path, key: str, entry: object) -> tuple[int, int]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """The safetensors files of a model: the file itself, those a folder's index lists, or its only one.
+    """Finds a model's safetensors files: the file itself, those of a folder's index, or its only one.
 
     Raises ValueError when the folder is incomplete or ambiguous.
     """
@@ -193,7 +197,7 @@ def check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
-    """The tensors of all shards together. Raises ValueError when two shards hold the same tensor."""
+    """Reads the headers of all shards. Raises ValueError when two of them hold the same tensor."""
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         for key, info in read_header(file).items():
@@ -204,7 +208,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
 
 
 def read_json(path: Path) -> dict:
-    """A small JSON file. Raises ValueError when it is large or not an object."""
+    """Reads a small JSON file. Raises ValueError when it is large or not an object."""
     if path.stat().st_size > MAX_HEADER_BYTES:
         raise ValueError(f"{path.name} is {path.stat().st_size} bytes long, too large for a config or index")
     try:
@@ -258,7 +262,7 @@ def write_folder(tensors: Mapping[str, Tensor], folder: Path, stem: str, max_sha
 
 
 class replacing:
-    """A temporary file in the target's folder that takes the target's place when the block succeeds."""
+    """Opens a temporary file beside the target, which takes the target's place when the block succeeds."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -266,9 +270,8 @@ class replacing:
     def __enter__(self) -> Path:
         self.temporary = self.path.with_name(f".{self.path.name[:100]}.{uuid.uuid4().hex}.part")
         handle = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        self.mode = (
-            os.fstat(handle).st_mode & 0o777
-        )  # what any new file gets here; safetensors makes private ones
+        # What any new file gets here, while safetensors makes private ones.
+        self.mode = os.fstat(handle).st_mode & 0o777
         os.close(handle)
         return self.temporary
 

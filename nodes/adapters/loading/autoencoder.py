@@ -64,11 +64,11 @@ class OvisImageVAE(comfy.sd.VAE):
         self.model_size()
 
     def memory_used_encode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        """Bytes that encoding an image (B, 3, height, width) takes, one of the batch at a time."""
+        """Estimates the bytes for encoding an image (B, 3, height, width), one of the batch at a time."""
         return _memory(ENCODE_BYTES, shape[2] * shape[3], dtype)
 
     def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        """Bytes that decoding latents (B, C, H, W) takes, one of the batch at a time."""
+        """Estimates the bytes for decoding latents (B, C, H, W), one of the batch at a time."""
         return _memory(DECODE_BYTES, shape[2] * shape[3] * VAE_FACTOR**2, dtype)
 
 
@@ -78,7 +78,7 @@ def _memory(bytes_per_pixel: int, num_pixels: int, dtype: torch.dtype) -> float:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """ComfyUI's attention for autoencoders, which slices when memory is short: (B, 1, L, C) -> (B, L, C)."""
+    """Calls ComfyUI's attention for autoencoders: (B, 1, L, C) -> (B, L, C), sliced when memory is short."""
     images = (tensor[:, 0].transpose(1, 2)[..., None] for tensor in (q, k, v))  # (B, C, L, 1)
     return vae_attention()(*images)[..., 0].transpose(1, 2)
 
@@ -102,14 +102,14 @@ def _load_patcher(path: Path, disable_dynamic: bool = False):
 
 
 def empty_latent(width: int, height: int, batch_size: int) -> dict:
-    """A LATENT of zeros for a picture of width x height pixels."""
+    """Makes a LATENT of zeros for a picture of width x height pixels."""
     shape = (batch_size, LATENT_CHANNELS, height // VAE_FACTOR, width // VAE_FACTOR)
     device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
     return {"samples": torch.zeros(shape, device=device, dtype=dtype), "downscale_ratio_spacial": VAE_FACTOR}
 
 
 def decode(vae: comfy.sd.VAE, samples: Tensor, tile_size: int) -> Tensor:
-    """Latents (B, C, H, W) -> images (B, height, width, 3), whole or in tiles of `tile_size` pixels.
+    """Decodes latents (B, C, H, W) to images (B, height, width, 3), whole or in tiles of `tile_size` pixels.
 
     Raises ValueError for latents of another VAE's shape, or NaN.
     """
@@ -131,7 +131,7 @@ def decode(vae: comfy.sd.VAE, samples: Tensor, tile_size: int) -> Tensor:
 
 
 def encode(vae: comfy.sd.VAE, pixels: Tensor, tile_size: int) -> Tensor:
-    """Images (B, height, width, 3) -> latents (B, C, H, W), whole or in tiles of `tile_size` pixels.
+    """Encodes images (B, height, width, 3) to latents (B, C, H, W), whole or in tiles of `tile_size` pixels.
 
     Raises ValueError for images smaller than a latent pixel, or NaN.
     """
@@ -153,6 +153,6 @@ def encode(vae: comfy.sd.VAE, pixels: Tensor, tile_size: int) -> Tensor:
 
 
 def _tiling(tile_size: int, unit: int) -> tuple[int, int]:
-    """Tile and overlap in `unit` pixels; tiles overlap by 64 pixels, or a quarter when they are small."""
+    """Sizes tile and overlap in `unit` pixels; tiles overlap by 64 pixels, small ones by a quarter."""
     tile_size = max(tile_size, MIN_TILE)
     return tile_size // unit, min(64, tile_size // 4) // unit

@@ -1,4 +1,4 @@
-"""Which files and folders ComfyUI's model folders offer for each part, and where a chosen name lies."""
+"""The files and folders that ComfyUI's model folders offer for each part, and the path of a chosen name."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def offer_own_models() -> None:
 
 
 def model_names() -> list[str]:
-    """What the loader lists as diffusion models: files by their name, folders with a slash at the end."""
+    """Lists diffusion models: files by their name, folders with a slash at the end."""
     return list(_paths(TRANSFORMER))
 
 
@@ -40,7 +40,7 @@ def vae_names() -> list[str]:
 
 
 def path_of(part: Part, name: str) -> Path:
-    """The path of a listed name. Raises ValueError for any other, so that no path can be smuggled in."""
+    """Finds a listed name. Raises ValueError for any other, so that no path can be smuggled in."""
     paths = _paths(part)
     if name not in paths:
         kind = FOLDER_KINDS[part.subfolder]
@@ -73,7 +73,7 @@ def _paths(part: Part) -> dict[str, Path]:
 
 
 def _gguf_names(kind: str) -> list[str]:
-    """GGUF files in a folder of ComfyUI's, which lists its own kinds of files alone."""
+    """Lists GGUF files, which ComfyUI's own lists leave out."""
     names = [
         name
         for root in folder_paths.get_folder_paths(kind)

@@ -50,7 +50,7 @@ class ComfyTokenizer:
         }
 
     def report(self, text: str) -> str:
-        """How much of the budget a prompt takes, its template included, and what did not fit."""
+        """Says how much of the budget a prompt takes with its template, and what did not fit."""
         return budget_report(self.prompt_tokenizer(text))
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
@@ -97,7 +97,7 @@ class ComfyTextEncoder(TextEncoder):
         self.execution_device = None
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
-        """Tokens of `ComfyTokenizer` -> text states (1, 256, D), and no pooled output."""
+        """Encodes tokens of `ComfyTokenizer` -> text states (1, 256, D), and no pooled output."""
         prompts = [[pair[0] for pair in prompt] for prompt in tokens[TOKENS_KEY]]
         states = self(prompts, device=self.execution_device, dtype=self.compute_dtype)
         return states.to(comfy.model_management.intermediate_device(), torch.float32), None
@@ -106,7 +106,7 @@ class ComfyTextEncoder(TextEncoder):
         return self.load_state_dict(state, strict=False, assign=getattr(self, "can_assign_sd", False))
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """As torch's; bytes cannot be copied into numbers, so that quantised weights take their place."""
+        """Loads as torch does; GGUF's bytes take the place of weights, as they cannot be copied into them."""
         return super().load_state_dict(state_dict, strict, assign or any(map(is_gguf, state_dict.values())))
 
 

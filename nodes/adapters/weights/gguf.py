@@ -1,8 +1,8 @@
-"""GGUF weights in ComfyUI: rows of bytes in memory, numbers only while a layer computes.
+"""GGUF weights in ComfyUI: rows of bytes in memory, dequantised only while a layer computes.
 
-They are quantised tensors of a layout of our own, so that ComfyUI moves, offloads, casts and counts them as
-it does its own. LoRAs are not added to the bytes: a patched weight is the same bytes and what to add once
-they are numbers, so that taking a LoRA off gives back the very bytes.
+They are quantised tensors with a layout of our own, so that ComfyUI moves, offloads, casts and counts them as
+its own. A patched weight holds the same bytes and the patches, which are added after dequantisation: taking a
+LoRA off gives back the very bytes.
 """
 
 import dataclasses
@@ -23,6 +23,8 @@ LAYOUT = "OvisImageGGUF"
 
 
 class GGUFLayout(QuantizedLayout):
+    """ComfyUI's interface to GGUF's bytes."""
+
     @dataclasses.dataclass(frozen=True)
     class Params:
         orig_dtype: torch.dtype  # that the numbers are given in
@@ -47,7 +49,7 @@ class GGUFLayout(QuantizedLayout):
 
     @classmethod
     def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
-        """Rows of bytes -> numbers in the dtype wanted; patches are added in float32."""
+        """Dequantises rows of bytes to the dtype wanted; patches are added in float32."""
         if not params.patches:
             return dequantize(qdata, params.block_format, params.orig_dtype)
         weight = dequantize(qdata, params.block_format)
@@ -68,7 +70,7 @@ register_layout_class(LAYOUT, GGUFLayout)
 def quantized_weights(
     state: Mapping[str, Tensor], formats: Mapping[str, str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """A state dict whose rows of bytes are weights that give their numbers in `dtype`."""
+    """Wraps a state dict's rows of bytes into weights that are dequantised to `dtype`."""
     weights = dict(state)
     for key, name in formats.items():
         num_rows, num_bytes = state[key].shape
@@ -79,6 +81,7 @@ def quantized_weights(
 
 
 def is_gguf(weight: Tensor | None) -> bool:
+    """Tells whether a weight is GGUF's bytes."""
     return isinstance(weight, QuantizedTensor) and weight._layout_cls == LAYOUT
 
 
@@ -99,13 +102,13 @@ class GGUFOps(comfy.ops.manual_cast):
             super().__init__(in_features, out_features, bias, device="meta", dtype=dtype)
 
         def convert_weight(self, weight: Tensor, inplace: bool = False, **_) -> Tensor:
-            """How ComfyUI gets the numbers that it merges into another model."""
+            """Dequantises a weight that ComfyUI merges into another model."""
             return weight.dequantize() if is_gguf(weight) else weight
 
         def set_weight(
             self, weight: Tensor, inplace_update: bool = False, seed=None, return_weight: bool = False, **_
         ) -> Tensor | None:
-            """Where ComfyUI's own patcher puts a patched weight, which is numbers from then on."""
+            """Takes a patched weight from ComfyUI's own patcher; it is no longer quantised."""
             weight = weight.to(self.weight.dtype)
             if return_weight:
                 return weight
@@ -116,7 +119,7 @@ class GGUFOps(comfy.ops.manual_cast):
 
     class Embedding(_Movable, comfy.ops.manual_cast.Embedding):
         def forward_comfy_cast_weights(self, ids: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-            """Only the rows asked for become numbers."""
+            """Dequantises only the rows asked for."""
             if not is_gguf(self.weight) or self.weight_function or self.weight._params.patches:
                 return super().forward_comfy_cast_weights(ids, out_dtype)
             weight, _, stream = comfy.ops.cast_bias_weight(
@@ -136,7 +139,7 @@ class _Backup(NamedTuple):
 
 
 class GGUFPatcher(OvisImagePatcher):
-    """The patcher of a model with GGUF weights, whose patches wait until the bytes are numbers."""
+    """The patcher of a model with GGUF weights, whose patches wait for dequantisation."""
 
     def patch_weight_to_device(
         self, key, device_to=None, inplace_update=False, return_weight=False, force_cast=False
@@ -162,6 +165,6 @@ class GGUFPatcher(OvisImagePatcher):
 
 
 def _patched(weight: QuantizedTensor, key: str, patches: list) -> QuantizedTensor:
-    """The same bytes, with further patches for when they are numbers."""
+    """Gives the same bytes further patches."""
     params = dataclasses.replace(weight._params, key=key, patches=(*weight._params.patches, *patches))
     return QuantizedTensor(weight._qdata, LAYOUT, params)

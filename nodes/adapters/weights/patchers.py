@@ -69,7 +69,7 @@ class DynamicOvisImagePatcher(AliasPatcher, _ModulationPatcher, comfy.model_patc
 def patch_model(
     model: nn.Module, disable_dynamic: bool = False, static_class: type[OvisImagePatcher] = OvisImagePatcher
 ) -> comfy.model_patcher.ModelPatcher:
-    """A patcher of the kind that ComfyUI uses on its device; `static_class` where dynamic VRAM is off."""
+    """Makes the patcher that ComfyUI would use on its device; `static_class` where dynamic VRAM is off."""
     device = comfy.model_management.get_torch_device()
     is_dynamic = issubclass(comfy.model_patcher.CoreModelPatcher, comfy.model_patcher.ModelPatcherDynamic)
     if disable_dynamic or not is_dynamic or comfy.model_management.is_device_cpu(device):

@@ -1,4 +1,4 @@
-"""How far a quantised MODEL's layers are from a reference's: measured on random inputs, no calibration."""
+"""The error of a quantised MODEL's layers against a reference, on random inputs without calibration."""
 
 import comfy.model_management
 import torch
@@ -11,7 +11,7 @@ SEED = 0
 
 
 def check_layers(model, reference, num_shown: int) -> str:
-    """A table of the relative error of each linear layer's output, worst first; 0 shows all layers.
+    """Tables the relative error of each linear layer's output, worst first; 0 shows all layers.
 
     Each layer computes as it does while sampling, LoRAs included, on the same normal random numbers. Raises
     ValueError when a MODEL is not Ovis-Image, or the two differ in size.
@@ -43,7 +43,7 @@ def check_layers(model, reference, num_shown: int) -> str:
 
 
 def kind_of(weight: Tensor) -> str:
-    """What a weight is kept in: a dtype, or the format of a quantised one."""
+    """Names what a weight is kept in: a dtype, or the format of a quantised one."""
     if not hasattr(weight, "_params"):
         return str(weight.dtype).removeprefix("torch.")
     return getattr(weight._params, "block_format", None) or str(weight._qdata.dtype).removeprefix("torch.")
@@ -58,7 +58,7 @@ def _linears(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _output(model, layer: nn.Module) -> Tensor:
-    """(rows, columns), without the bias, which would hide the error of a small product."""
+    """Computes (rows, columns) without the bias, which would hide the error of a small product."""
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(NUM_ROWS, layer.in_features, generator=generator)
     x = x.to(model.load_device, model.model.get_dtype_inference())
