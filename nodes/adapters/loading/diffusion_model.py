@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from ....ovis_core.files.checkpoint import Checkpoint, open_checkpoint
 from ....ovis_core.files.parts import TRANSFORMER
 from ....ovis_core.sampling import MAX_MU
-from ....ovis_core.transformer import TransformerConfig
+from ....ovis_core.transformer import OvisImageTransformer, TransformerConfig
 from ..lora.aliases import AliasedModel
 from ..network.modulation import follow_runs
 from ..network.transformer import NO_CONTROLNETS, ComfyTransformer
@@ -76,7 +76,9 @@ def load_diffusion_model(path: Path, weight_dtype: WeightDtype = None, disable_d
 
 
 def diffusion_model_of(
-    checkpoint: Checkpoint, weight_dtype: WeightDtype = None, disable_dynamic: bool = False
+    checkpoint: Checkpoint[TransformerConfig, OvisImageTransformer],
+    weight_dtype: WeightDtype = None,
+    disable_dynamic: bool = False,
 ) -> ModelPatcher:
     """Puts a checked transformer into a MODEL; dtypes and devices by ComfyUI's rules.
 
