@@ -54,8 +54,7 @@ def distance(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("size", "batch"), [*zip(SIZES, (1, 3, 1, 3, 3), strict=True)])
 def test_velocity_equals_comfyuis_flux(model, native, size, batch):
     x, sigma, context = inputs(batch, *size)
     with torch.no_grad():
@@ -65,8 +64,7 @@ def test_velocity_equals_comfyuis_flux(model, native, size, batch):
     assert distance(ours, theirs) <= 1e-5
 
 
-@pytest.mark.parametrize("size", SIZES[:4])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("size", "batch"), [*zip(SIZES[:4], (3, 1, 3, 1), strict=True)])
 def test_bfloat16_is_no_further_from_float32_than_comfyuis_flux(pack, comfyui, models, model, size, batch):
     import comfy.sd
 
@@ -234,8 +232,10 @@ def scaled_fp8_file(path, state, mark, input_scale):
     return plain
 
 
-@pytest.mark.parametrize(("mark", "input_scale"), [(2, 1.0), (0, 0.5), (0, 1.0)])
-@pytest.mark.parametrize("weight_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("mark", "input_scale", "weight_dtype"),
+    [(2, 1.0, None), (0, 0.5, None), (0, 1.0, None), (0, 0.5, torch.float8_e4m3fn)],
+)
 def test_scaled_fp8_stays_fp8_as_in_comfyui(pack, comfyui, models, tmp_path, mark, input_scale, weight_dtype):
     import comfy.sd
     from safetensors.torch import load_file, save_file

@@ -121,8 +121,7 @@ def lora_of(model):
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
-@pytest.mark.parametrize("loader", [ours, stock])
+@pytest.mark.parametrize(("kind", "loader"), [("Q8_0", ours), ("Q4_K", ours), ("Q4_K", stock)])
 def test_loras_on_top(pack, load, files, kind, loader):
     path, plain = files(kind)
     model, peer = load(path), load(plain)

@@ -1,5 +1,7 @@
 """ComfyUI's own LoRA nodes on our MODEL: the same weights as our loader's, in every dialect and mode."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -50,8 +52,7 @@ def assert_all_changed(model, patched, changed):
     assert sum(not torch.equal(after[key], before[key]) for key in before) >= changed
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize(("dialect", "names"), [*zip(DIALECTS, itertools.cycle(NAMES))])
 def test_every_dialect_gives_our_loaders_weights(pack, model, networks, names, dialect):
     tensors, _ = lora_file(pairs_of(networks, names), dialect)
     patched = stock(model, tensors)
@@ -59,8 +60,16 @@ def test_every_dialect_gives_our_loaders_weights(pack, model, networks, names, d
     assert_same_weights(patched, ours(pack, model, tensors))
 
 
-@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model.", "base_model.model."])
-@pytest.mark.parametrize("kind", ["diff", "loha", "lokr", "dora", "bias"])
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [
+        ("diff", "transformer."),
+        ("loha", "diffusion_model."),
+        ("lokr", "base_model.model."),
+        ("dora", "transformer."),
+        ("bias", "diffusion_model."),
+    ],
+)
 def test_every_method_gives_our_loaders_weights(pack, model, networks, kind, prefix):
     network = networks["diffusers"]
     tensors = {}
@@ -146,8 +155,7 @@ def bypass(model, tensors, strength=STRENGTH):
     return comfy.sd.load_bypass_lora_for_models(model, None, tensors, strength, 0)[0]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize(("dialect", "names"), [*zip(DIALECTS, itertools.cycle(NAMES))])
 def test_bypass_mode_gives_the_same_velocity(pack, model, networks, velocity, names, dialect):
     tensors, _ = lora_file(pairs_of(networks, names), dialect)
     plain, expected = velocity(model), velocity(ours(pack, model, tensors))
@@ -236,8 +244,16 @@ def lora_name(server, networks):
     return lambda dialect: f"stock_{dialect}.safetensors"
 
 
-@pytest.mark.parametrize("dialect", ["transformer.", "lora_transformer_"])
-@pytest.mark.parametrize("kind", ["LoraLoader", "LoraLoaderModelOnly", "LoraLoaderBypassModelOnly", "hooks"])
+@pytest.mark.parametrize(
+    ("kind", "dialect"),
+    [
+        ("LoraLoader", "transformer."),
+        ("LoraLoaderModelOnly", "lora_transformer_"),
+        ("LoraLoaderBypassModelOnly", "transformer."),
+        ("LoraLoaderBypassModelOnly", "lora_transformer_"),
+        ("hooks", "transformer."),
+    ],
+)
 def test_stock_nodes_on_the_server(server, lora_name, kind, dialect):
     inputs = {"lora_name": lora_name(dialect), "strength_model": 0.6}
     expected = server.latent(stock_nodes(server, "OvisImageLoraLoader", inputs), "5")
