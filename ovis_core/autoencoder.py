@@ -198,7 +198,7 @@ class AttentionBlock(nn.Module):
         q, k, v = (
             f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v)
         )  # (B, 1, HW, C)
-        h = self.attention(q, k, v)  # (B, HW, C)
+        h = self.attention(q, k, v, None)  # (B, HW, C)
         return add(x, self.proj_out(h.transpose(1, 2).reshape(x.shape)))
 
 

@@ -68,9 +68,8 @@ class Pipeline:
             callback=callback,
             cache=cache,
         )
-        image = self.autoencoder.decode(
-            denormalize(latents).to(self.autoencoder.decoder.conv_in.weight.dtype)
-        )
+        weight = self.autoencoder.get_parameter("decoder.conv_in.weight")
+        image = self.autoencoder.decode(denormalize(latents).to(weight.dtype))
         return (image.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.inference_mode()

@@ -15,7 +15,6 @@ LIBRARIES = {"torch", "transformers", "safetensors", "einops", "numpy", "PIL", "
 OPTIONAL = {  # and the files that may ask for them
     "ovis_core/evaluation/ocr.py": {"rapidocr", "onnxruntime"},
     "nodes/adapters/network/attention.py": {"sageattention"},
-    "nodes/adapters/network/attention_choice.py": {"sageattention"},
 }
 COMFYUI = {
     *("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "server"),
@@ -70,8 +69,6 @@ def test_adapters_know_core_and_comfyui(path):
 def test_rooms_use_those_before_them():
     violations = []
     for path in ADAPTERS:
-        if path.name == "sampling_run.py":  # leaves with the network room's next change
-            continue
         room = path.relative_to(ROOT / "nodes" / "adapters").parts[0]
         allowed = [f"/nodes/adapters/{name}" for name in ({room} | ROOMS[room] if room in ROOMS else ())]
         for name in imports(path):

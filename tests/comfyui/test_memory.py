@@ -148,7 +148,7 @@ def test_vaes_estimates_hold_their_peaks(pack, side):
     vae = pack("nodes.adapters.loading.autoencoder").OvisImageVAE
     core = pack("ovis_core.autoencoder")
 
-    def attention(q, k, v):
+    def attention(q, k, v, pe):
         return functional.scaled_dot_product_attention(q, k, v)[:, 0]
 
     factory = {"dtype": torch.bfloat16, "device": "meta"}

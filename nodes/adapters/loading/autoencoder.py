@@ -77,7 +77,7 @@ def _memory(bytes_per_pixel: int, num_pixels: int, dtype: torch.dtype) -> float:
     return bytes_per_pixel * num_pixels * comfy.model_management.dtype_size(dtype) * factor
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, pe: None) -> Tensor:
     """Calls ComfyUI's attention for autoencoders: (B, 1, L, C) -> (B, L, C), sliced when memory is short."""
     images = (tensor[:, 0].transpose(1, 2)[..., None] for tensor in (q, k, v))  # (B, C, L, 1)
     return vae_attention()(*images)[..., 0].transpose(1, 2)
