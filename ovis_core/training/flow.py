@@ -4,6 +4,7 @@ B batch, C channels, H and W latent pixels.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +12,60 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ..blocks import Run, call_block
 from ..latents import num_image_tokens
-from ..layers import Attention
+from ..layers import Attention, sdp_attention
+from ..prompt import PREFIX_TOKENS
 from ..rope import apply_rope
 from ..sampling import Velocity, shift_mu
+from ..transformer import OvisImageTransformer
+from .trainer import Batch, TrainConfig
 
 PADDING_KEPT = 4  # text states that stand for all the padding, see `thin_padding`
+Encode = Callable[[Sequence[Sequence[int]]], Tensor]  # token ids -> context (B, 256, context_dim)
+
+
+class FlowLoss:
+    """Computes the loss of rectified flow on pictures with captions (the `loss` seam).
+
+    encode: the text encoder, or what stands for one that is not trained. empty_prompt: its token ids in the
+    template, for caption dropout. run: how a block is called, such as `checkpointed`.
+    """
+
+    def __init__(
+        self,
+        transformer: OvisImageTransformer,
+        encode: Encode,
+        empty_prompt: Sequence[int],
+        config: TrainConfig,
+        run: Run = call_block,
+    ):
+        self.transformer, self.encode, self.run = transformer, encode, run
+        self.empty_prompt, self.config = tuple(empty_prompt), config
+        self.device = transformer.img_in.weight.device
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of a batch; noise, its levels and dropped captions come from the generator."""
+        latents = batch.latents.to(self.device, torch.float32)
+        draws = torch.rand(len(latents), generator=generator, device=self.device).tolist()
+        prompts = [
+            self.empty_prompt if draw < self.config.caption_dropout else prompt
+            for prompt, draw in zip(batch.prompts, draws, strict=True)
+        ]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            context, attention = self.encode(prompts).to(self.device), sdp_attention
+            if self.config.context_tokens:
+                longest = max(map(len, prompts)) - PREFIX_TOKENS
+                height, width = latents.shape[-2:]
+                table = self.transformer.rotary_table(context.shape[1], height, width, self.device)
+                context, attention = thin_padding(
+                    context, table, longest, self.config.context_tokens, generator
+                )
+
+            def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+                return self.transformer(x, sigma, context, attention, self.run).float()
+
+            return flow_loss(velocity, latents, generator, self.config.uniform_sigmas)
 
 
 def draw_sigmas(count: int, num_tokens: int, generator: torch.Generator, uniform: bool = False) -> Tensor:

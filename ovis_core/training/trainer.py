@@ -1,20 +1,14 @@
-"""Trains the MMDiT, with its text encoder if that is trained too."""
+"""Runs training: steps, learning rate and state, whatever the loss."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..blocks import Run, call_block
-from ..layers import sdp_attention
-from ..prompt import PREFIX_TOKENS
-from ..transformer import OvisImageTransformer
-from .flow import flow_loss, thin_padding
 from .state import RunState
 
 # "linear end": in the last fifth only, so that a run can still be made shorter or longer on its way.
@@ -64,31 +58,17 @@ class Batch:
 
 
 BatchOf = Callable[[int], Batch]  # a step's batch, always the same for the same step
-Encode = Callable[[Sequence[Sequence[int]]], Tensor]  # token ids -> context (B, 256, context_dim)
+Loss = Callable[[Batch, torch.Generator], Tensor]  # what is minimised; all that is random is the generator's
 
 
 class Trainer:
-    """Trains `transformer`, and `encode` where it is a module with parameters that want gradients.
+    """Trains those parameters of `modules` that want gradients, down the gradient of a loss.
 
-    encode: the text encoder, or what stands for one that is not trained. empty_prompt: its token ids in the
-    template, for caption dropout. run: how a block is called, such as `flow.checkpointed`.
+    modules: by the names that a checkpoint has for them.
     """
 
-    def __init__(
-        self,
-        transformer: OvisImageTransformer,
-        encode: Encode,
-        batch_of: BatchOf,
-        empty_prompt: Sequence[int],
-        config: TrainConfig,
-        run: Run = call_block,
-    ):
-        self.transformer, self.encode, self.batch_of, self.run = transformer, encode, batch_of, run
-        self.empty_prompt, self.config = tuple(empty_prompt), config
-        self.device = transformer.img_in.weight.device
-        modules: dict[str, nn.Module] = {"transformer": transformer}
-        if isinstance(encode, nn.Module):
-            modules["text_encoder"] = encode
+    def __init__(self, modules: Mapping[str, nn.Module], loss: Loss, batch_of: BatchOf, config: TrainConfig):
+        self.loss, self.batch_of, self.config = loss, batch_of, config
         self.state = RunState(
             modules,
             dataclasses.asdict(config),
@@ -105,30 +85,5 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         step = self.state.step
-        loss = self._loss(self.batch_of(step), self.state.generator(self.config.seed))
+        loss = self.loss(self.batch_of(step), self.state.generator(self.config.seed))
         return self.state.update(loss, self.config.lr_at(step))
-
-    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        latents = batch.latents.to(self.device, torch.float32)
-        draws = torch.rand(len(latents), generator=generator, device=self.device).tolist()
-        prompts = [
-            self.empty_prompt if draw < self.config.caption_dropout else prompt
-            for prompt, draw in zip(batch.prompts, draws, strict=True)
-        ]
-        with self.autocast():
-            context, attention = self.encode(prompts).to(self.device), sdp_attention
-            if self.config.context_tokens:
-                longest = max(map(len, prompts)) - PREFIX_TOKENS
-                height, width = latents.shape[-2:]
-                table = self.transformer.rotary_table(context.shape[1], height, width, self.device)
-                context, attention = thin_padding(
-                    context, table, longest, self.config.context_tokens, generator
-                )
-
-            def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-                return self.transformer(x, sigma, context, attention, self.run).float()
-
-            return flow_loss(velocity, latents, generator, self.config.uniform_sigmas)
-
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.config.bf16 else nullcontext()

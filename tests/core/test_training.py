@@ -9,7 +9,7 @@ from ovis_core.autoencoder import Autoencoder, AutoencoderConfig, normalize
 from ovis_core.blocks import call_block
 from ovis_core.sampling import shift_mu
 from ovis_core.text_encoder import TextEncoder, TextEncoderConfig
-from ovis_core.training.flow import checkpointed, draw_sigmas, thin_padding, velocity_loss
+from ovis_core.training.flow import FlowLoss, checkpointed, draw_sigmas, thin_padding, velocity_loss
 from ovis_core.training.nano.autoencoder import AutoencoderTrainConfig, balance_latents, train_autoencoder
 from ovis_core.training.trainer import Batch, TrainConfig, Trainer
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig
@@ -51,9 +51,11 @@ def batch_of(step: int) -> Batch:
     return Batch(latents, prompts)
 
 
-def trainer(config=None, run=call_block):
+def trainer(config=None, run=call_block, batches=batch_of):
     config = config or TrainConfig(steps=8, warmup_steps=2, bf16=False)
-    return Trainer(*networks(), batch_of, EMPTY, config, run)
+    transformer, text_encoder = networks()
+    modules = {"transformer": transformer, "text_encoder": text_encoder}
+    return Trainer(modules, FlowLoss(transformer, text_encoder, EMPTY, config, run), batches, config)
 
 
 @pytest.mark.parametrize("run", [call_block, checkpointed])
@@ -124,17 +126,33 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
 
 def test_it_learns_one_batch():
     config = TrainConfig(steps=60, lr=3e-3, warmup_steps=5, bf16=False, caption_dropout=0.0)
-    run = Trainer(*networks(), lambda step: batch_of(0), EMPTY, config)
+    run = trainer(config, batches=lambda step: batch_of(0))
     losses = [log["loss"] for log in run.train()]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_another_loss_is_trained_as_it_is():
+    """The seam: a function of a batch and a generator."""
+    (transformer, _), seen = networks(), []
+
+    def loss(batch, generator):
+        seen.append(generator.initial_seed())
+        return transformer.img_in.weight.square().sum() + 0 * batch.latents.sum()
+
+    config = TrainConfig(steps=3, bf16=False)
+    run = Trainer({"transformer": transformer}, loss, batch_of, config)
+    losses = [log["loss"] for log in run.train()]
+    assert losses == sorted(losses, reverse=True)
+    assert len({*seen}) == 3
 
 
 def test_the_text_encoder_may_stay_as_it_is():
     transformer, text_encoder = networks()
     before = {key: value.clone() for key, value in text_encoder.state_dict().items()}
-    run = Trainer(
-        transformer, text_encoder.requires_grad_(False), batch_of, EMPTY, TrainConfig(4, bf16=False)
-    )
+    text_encoder.requires_grad_(False)
+    config = TrainConfig(4, bf16=False)
+    loss = FlowLoss(transformer, text_encoder, EMPTY, config)
+    run = Trainer({"transformer": transformer, "text_encoder": text_encoder}, loss, batch_of, config)
     list(run.train())
     assert all(torch.equal(before[key], value) for key, value in text_encoder.state_dict().items())
     assert run.state.averaged("text_encoder") == {}
@@ -144,11 +162,11 @@ def test_the_text_encoder_may_stay_as_it_is():
 def test_captions_are_dropped_in_their_share(monkeypatch):
     run = trainer(TrainConfig(steps=200, caption_dropout=0.3, bf16=False))
     seen = []
-    monkeypatch.setattr(run, "encode", lambda prompts: seen.extend(prompts) or torch.zeros(1))
-    monkeypatch.setattr("ovis_core.training.trainer.flow_loss", lambda *arguments: None)
+    monkeypatch.setattr(run.loss, "encode", lambda prompts: seen.extend(prompts) or torch.zeros(1))
+    monkeypatch.setattr("ovis_core.training.flow.flow_loss", lambda *arguments: None)
     for step in range(60):
         run.state.step = step
-        run._loss(batch_of(step), run.state.generator(0))
+        run.loss(batch_of(step), run.state.generator(0))
     share = sum(tuple(prompt) == EMPTY for prompt in seen) / len(seen)
     assert 0.2 < share < 0.4
 

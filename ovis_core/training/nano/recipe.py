@@ -36,7 +36,7 @@ from ...typography.captions import caption_characters
 from ...typography.rendering import Renderer
 from ...typography.settings import Typography
 from ..data import LatentCache, drawn_batches, encode_pictures
-from ..flow import checkpointed
+from ..flow import FlowLoss, checkpointed
 from ..report import Log, draw_curve, save_samples
 from ..state import RunState
 from ..trainer import TrainConfig, Trainer
@@ -239,7 +239,9 @@ class NanoRun:
         empty = self.tokenizer("").ids
         run = checkpointed if recipe.gradient_checkpointing else call_block
         run = torch.compile(run) if recipe.compiled else run
-        trainer = Trainer(self.transformer, self.text_encoder, batches, empty, recipe.train, run)
+        loss = FlowLoss(self.transformer, self.text_encoder, empty, recipe.train, run)
+        modules = {"transformer": self.transformer, "text_encoder": self.text_encoder}
+        trainer = Trainer(modules, loss, batches, recipe.train)
         path = self.work / "state.safetensors"
         if path.is_file():
             trainer.state.load(path)
