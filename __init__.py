@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes import NODES
+from .nodes.adapters import compat
 from .nodes.adapters.loading.files import offer_own_models
 
 WEB_DIRECTORY = "./web"
@@ -10,6 +11,7 @@ WEB_DIRECTORY = "./web"
 
 class OvisImageExtension(ComfyExtension):
     async def on_load(self) -> None:
+        compat.check()
         offer_own_models()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

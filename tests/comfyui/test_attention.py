@@ -78,7 +78,7 @@ def test_automatic_is_cudnn_on_new_gpus_and_comfyuis_elsewhere(attention, new_gp
     [
         ("sage_attention_enabled", True),
         ("flash_attention_enabled", True),
-        ("ck_attention_enabled", True),  # of newer versions
+        ("comfy_kitchen_attention_enabled", True),  # of newer versions
         ("pytorch_attention_enabled", False),  # by the command line, or on a device that it crashes on
     ],
 )

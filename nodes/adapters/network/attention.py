@@ -32,7 +32,7 @@ TORCHS = ("cudnn", "flash", "efficient")  # as torch's functions name them
 KERNELS = (AUTOMATIC, COMFYUI, *TORCHS, SAGE, MEASURED)
 
 # ComfyUI's functions that tell of its flags; not every version has all.
-FLAGS = ("sage_attention_enabled", "flash_attention_enabled", "ck_attention_enabled")
+FLAGS = ("sage_attention_enabled", "flash_attention_enabled", "comfy_kitchen_attention_enabled")
 
 
 class PatchedAttention:

@@ -11,6 +11,8 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..compat import HELD_WEIGHTS, has
+
 
 def is_hooked(layer: nn.Module) -> bool:
     """Whether a call of the layer is more than its class says: ComfyUI's bypass mode, or another node's."""
@@ -50,6 +52,8 @@ def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor
     weight that does not fit is patched where it lies, so that a LoRA would be added as often as it is called.
     None where only the layer itself will do, which is then to be called once.
     """
+    if not has(HELD_WEIGHTS):
+        return None
     if is_hooked(layer) or not isinstance(layer, comfy.ops.CastWeightBiasOp):
         return None
     if not multiplies_quantised(layer):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....ovis_core import layers, lean_blocks
 from ....ovis_core.layers import NORM_EPS, QKNorm
+from ..compat import HELD_WEIGHTS, JOINED_OPERATIONS, has
 from .casting import cast, hold, is_hooked
 
 LEAST_CAPABILITY = (9, 0)
@@ -31,11 +32,12 @@ def has_new_kernels(device: torch.device) -> bool:
 
 @functools.cache
 def has_joined(name: str) -> bool:
-    """Whether a backend of comfy_kitchen has this operation as one kernel; older ones may lack it."""
-    kitchen = getattr(comfy.quant_ops, "ck", None)
-    return hasattr(kitchen, name) and any(
+    """Whether a backend of comfy_kitchen has this operation as one kernel."""
+    if not has(JOINED_OPERATIONS):
+        return False
+    return any(
         backend["available"] and not backend["disabled"] and name in backend["capabilities"]
-        for title, backend in kitchen.list_backends().items()
+        for title, backend in comfy.quant_ops.ck.list_backends().items()
         if title != PLAIN
     )
 
@@ -53,6 +55,7 @@ def norm_and_rotate(norm: QKNorm, q: Tensor, k: Tensor, pe: Tensor | None) -> tu
     The norms' weights then come as ComfyUI's layers get theirs: cast, patched, and brought over.
     """
     is_plain = pe is None or is_hooked(norm.query_norm) or is_hooked(norm.key_norm)
+    is_plain = is_plain or not has(HELD_WEIGHTS)
     if is_plain or not (has_new_kernels(q.device) and has_joined(RMS_ROPE)):
         return *norm(q, k), False
     with cast(norm.query_norm, q) as (query_scale, _), cast(norm.key_norm, k) as (key_scale, _):

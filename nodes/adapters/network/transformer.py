@@ -1,10 +1,9 @@
 """The core's transformer with the arguments that ComfyUI gives a diffusion model, and its patches."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import comfy.model_prefetch
 import comfy.patcher_extension
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from ....ovis_core.blocks import Run
 from ....ovis_core.latents import num_image_tokens
 from ....ovis_core.lean_blocks import fewest_parts, lean_blocks
 from ....ovis_core.transformer import OvisImageTransformer, TransformerConfig
+from ..compat import PREFETCHING, has
 from .attention import ATTENTION, PatchedAttention, missing_kernel
 from .kernels import TOOLS
 from .modulation import SCHEDULE, ModulationTable
@@ -148,17 +148,18 @@ class Prefetch:
         """without: layers that will not run."""
         self.blocks = [*blocks]
         self.without = {*without}
-        self.queue: list | None = None
-        self.has_begun = False
+        self.pop: Callable[[], None] | None = None  # once the first of them has come
 
     def before(self, block: nn.Module, device: torch.device, options: dict) -> None:
         """Asks for the weights of the block after this one; behind the last block, frees what is left."""
-        if block in self.blocks[:1]:
+        if block in self.blocks[:1] and has(PREFETCHING):
+            from comfy import model_prefetch
+
             weights = [_Weights(known, self.without) for known in self.blocks]
-            self.queue = comfy.model_prefetch.make_prefetch_queue(weights, device, options)
-            self.has_begun = True
-        if self.has_begun:
-            comfy.model_prefetch.prefetch_queue_pop(self.queue, device, None)
+            queue = model_prefetch.make_prefetch_queue(weights, device, options)
+            self.pop = partial(model_prefetch.prefetch_queue_pop, queue, device, None)
+        if self.pop:
+            self.pop()
 
 
 class _Weights:
