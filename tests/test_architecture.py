@@ -4,7 +4,6 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
 import tiny_model
 
 ROOT = tiny_model.ROOT
@@ -52,38 +51,52 @@ def is_below(name: str, folder: str) -> bool:
     return name == folder or name.startswith(folder + "/")
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
-def test_core_knows_nothing_of_comfyui(path):
-    allowed = LIBRARIES | OPTIONAL.get(path.relative_to(ROOT).as_posix(), set())
-    assert all(is_below(name, "/ovis_core") or name in allowed for name in imports(path)), imports(path)
+def violations(paths: list[Path], own: tuple[str, ...], libraries: set[str]) -> list[str]:
+    """The imports that are neither below `own` nor libraries that the file may ask for."""
+    found = []
+    for path in paths:
+        allowed = libraries | OPTIONAL.get(path.relative_to(ROOT).as_posix(), set())
+        for name in imports(path):
+            if name not in allowed and not any(is_below(name, folder) for folder in own):
+                found.append(f"{path.relative_to(ROOT)} imports {name}")
+    return found
 
 
-@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
-def test_adapters_know_core_and_comfyui(path):
-    allowed = LIBRARIES | COMFYUI - {"nodes", "server", "comfy_api"}
-    allowed |= OPTIONAL.get(path.relative_to(ROOT).as_posix(), set())
-    for name in imports(path):
-        assert is_below(name, "/ovis_core") or is_below(name, "/nodes/adapters") or name in allowed, name
+def test_core_knows_nothing_of_comfyui():
+    assert not violations(CORE, ("/ovis_core",), LIBRARIES)
+
+
+def test_networks_know_nothing_of_files():
+    """What files look like is the business of files/parts."""
+    networks = [path for path in CORE if path.parent == ROOT / "ovis_core"]
+    knowing = {
+        path.stem for path in networks if any(is_below(name, "/ovis_core/files") for name in imports(path))
+    }
+    assert knowing == {"__init__", "__main__", "pipeline"}
+
+
+def test_adapters_know_core_and_comfyui():
+    libraries = LIBRARIES | COMFYUI - {"nodes", "server", "comfy_api"}
+    assert not violations(ADAPTERS, ("/ovis_core", "/nodes/adapters"), libraries)
 
 
 def test_rooms_use_those_before_them():
-    violations = []
+    found = []
     for path in ADAPTERS:
         room = path.relative_to(ROOT / "nodes" / "adapters").parts[0]
         names = {"compat", room} | ROOMS[room] if room in ROOMS else set()
         allowed = [f"/nodes/adapters/{name}" for name in names]
         for name in imports(path):
             if is_below(name, "/nodes/adapters") and not any(is_below(name, folder) for folder in allowed):
-                violations.append(f"{path.relative_to(ROOT)} imports {name}")
-    assert not violations
+                found.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not found
 
 
-@pytest.mark.parametrize("path", NODES, ids=lambda path: path.stem)
-def test_nodes_know_adapters_alone(path):
-    allowed = {"comfy_api", "server", "nodes"} if path.stem != "__init__" else set()
-    for name in imports(path):
-        own = is_below(name, "/nodes/adapters") or (path.stem == "__init__" and is_below(name, "/nodes"))
-        assert own or name in allowed, name
+def test_nodes_know_adapters_alone():
+    index, *groups = NODES
+    assert index.stem == "__init__"
+    assert not violations([index], ("/nodes",), set())
+    assert not violations(groups, ("/nodes/adapters",), {"comfy_api", "server", "nodes"})
 
 
 def test_the_walk_sees_imports():

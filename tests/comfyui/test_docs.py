@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
 
 import pytest
 import tiny_model
@@ -63,25 +64,36 @@ def test_every_node_has_its_help(schemas):
     assert sorted(ours) == NODES
 
 
-@pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_help_page_names_all_that_the_node_has(schemas, language, node):
-    page = (DOCS / node / f"{language}.md").read_text("utf-8")
-    names = read_json(LOCALES / language / "nodeDefs.json")[node]
-    assert page.startswith(f"# {names['display_name']}\n")
+def test_help_pages_name_all_that_the_nodes_have(schemas, language):
+    locale = read_json(LOCALES / language / "nodeDefs.json")
+    missing = [
+        f"{node}: {what}"
+        for node in NODES
+        for what in missing_in_page(
+            (DOCS / node / f"{language}.md").read_text("utf-8"), schemas[node], locale[node]
+        )
+    ]
+    assert not missing
+
+
+def missing_in_page(page: str, schema: dict, names: dict) -> Iterator[str]:
+    """What a help page says otherwise than the schema and the locale, or not at all."""
+    if not page.startswith(f"# {names['display_name']}\n"):
+        yield "the title"
     inputs, outputs = re.split(r"^## (?:Outputs|输出)$", page, flags=re.MULTILINE)
-    for name, (kind, options) in fields(schemas[node]).items():
-        row = table_row(inputs, name)
-        assert f"| {kind} |" in row
-        assert names["inputs"][name]["name"] in row
+    for name, (kind, options) in fields(schema).items():
+        wanted = [f"| {kind} |", names["inputs"][name]["name"]]
         if options.get("default") not in (None, ""):
-            assert str(options["default"]).split(" ")[0] in row
+            wanted.append(str(options["default"]).split(" ")[0])
         if "min" in options:
-            assert f"{options['min']}-{options['max']}" in row
-    for i, (name, kind) in enumerate(zip(schemas[node]["output_name"], schemas[node]["output"], strict=True)):
+            wanted.append(f"{options['min']}-{options['max']}")
+        row = table_row(inputs, name)
+        yield from (f"{name}: {text}" for text in wanted if text not in row)
+    for i, (name, kind) in enumerate(zip(schema["output_name"], schema["output"], strict=True)):
         row = table_row(outputs, name)
-        assert row.endswith(f"| {kind} |")
-        assert names["outputs"][str(i)]["name"] in row
+        if not row.endswith(f"| {kind} |") or names["outputs"][str(i)]["name"] not in row:
+            yield f"output {name}"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -100,18 +112,22 @@ def test_english_locale_is_the_schemas(schemas):
     assert read_json(path) == wanted
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_chinese_locale_has_every_text(schemas, node):
-    translated, english = read_json(LOCALES / "zh" / "nodeDefs.json")[node], texts(schemas[node])
-    options = {name: spec.get("options", []) for name, (_, spec) in fields(schemas[node]).items()}
-    assert HAN.search(translated["display_name"])
-    assert HAN.search(translated["description"])
+def test_chinese_locale_has_every_text(schemas):
+    locale = read_json(LOCALES / "zh" / "nodeDefs.json")
+    missing = [f"{node}: {what}" for node in NODES for what in untranslated(locale[node], schemas[node])]
+    assert not missing
+
+
+def untranslated(translated: dict, schema: dict) -> Iterator[str]:
+    """The texts of a schema that the Chinese locale lacks, and options that no input has."""
+    options = {name: spec.get("options", []) for name, (_, spec) in fields(schema).items()}
+    yield from (key for key in ("display_name", "description") if not HAN.search(translated[key]))
     for part in ("inputs", "outputs"):
-        assert translated[part].keys() == english[part].keys()
+        yield from translated[part].keys() ^ texts(schema)[part].keys()
         for name, entry in translated[part].items():
-            assert entry["name"]
-            assert HAN.search(entry["tooltip"]), name
-            assert set(entry.get("options", {})) <= set(options.get(name, [])), name
+            if not entry["name"] or not HAN.search(entry["tooltip"]):
+                yield name
+            yield from set(entry.get("options", {})) - set(options.get(name, []))
 
 
 def test_server_serves_help_and_translations(server):

@@ -100,7 +100,18 @@ def test_nothing_is_forgotten():
 
 
 @each_workflow
-def test_server_lists_it_with_its_thumbnail(server, name):
+def test_the_file_is_whole(server, schemas, name):
+    """Listed with a thumbnail; nodes, links, files and places as they must be; the same graph as its twin."""
+    check_listing_and_thumbnail(server, name)
+    check_schemas(schemas, name)
+    check_links(name)
+    check_connections(schemas, name)
+    check_twin(schemas, name)
+    check_files(name)
+    check_places(name)
+
+
+def check_listing_and_thumbnail(server, name):
     assert name in server.get("/workflow_templates")["ovis-image"]
     assert server.get(f"/api/workflow_templates/ovis-image/{name}.json") == examples.editor_graph(name)
     status, thumbnail = server.process.request(f"/api/workflow_templates/ovis-image/{name}.jpg")
@@ -111,8 +122,7 @@ def test_server_lists_it_with_its_thumbnail(server, name):
     assert image.width == image.height, "the template browser's cards are square"
 
 
-@each_workflow
-def test_nodes_fit_the_schemas(schemas, name):
+def check_schemas(schemas, name):
     for node in nodes_of(examples.editor_graph(name)):
         inputs, schema = fields(schemas[node["type"]]), schemas[node["type"]]
         grown = {field for field, (kind, _) in inputs.items() if kind == "COMFY_AUTOGROW_V3"}
@@ -129,8 +139,7 @@ def test_nodes_fit_the_schemas(schemas, name):
                 assert options["min"] <= value <= options["max"]
 
 
-@each_workflow
-def test_links_are_whole(name):
+def check_links(name):
     graph = examples.editor_graph(name)
     nodes = {node["id"]: node for node in graph["nodes"]}
     assert graph["last_node_id"] == max(nodes)
@@ -145,8 +154,7 @@ def test_links_are_whole(name):
     assert sorted(ends) == sorted(starts) == sorted(link[0] for link in graph["links"])
 
 
-@each_workflow
-def test_no_input_dangles_and_no_node_is_idle(schemas, name):
+def check_connections(schemas, name):
     graph = examples.editor_graph(name)
     for node in nodes_of(graph):
         for slot in node["inputs"]:
@@ -158,8 +166,7 @@ def test_no_input_dangles_and_no_node_is_idle(schemas, name):
     assert used == {node["id"] for node in nodes_of(graph)}
 
 
-@each_workflow
-def test_it_is_its_api_twin(schemas, name):
+def check_twin(schemas, name):
     graph = examples.editor_graph(name)
     links = {number: [str(source), output] for number, source, output, *_ in graph["links"]}
     converted = {}
@@ -174,8 +181,7 @@ def test_it_is_its_api_twin(schemas, name):
     assert converted == examples.api_graph(name)
 
 
-@each_workflow
-def test_it_offers_and_names_the_files_it_needs(name):
+def check_files(name):
     graph = examples.editor_graph(name)
     (loader,) = (node for node in graph["nodes"] if node["type"] == "OvisImageLoader")
     if name == examples.NANO:
@@ -200,8 +206,7 @@ def test_it_offers_and_names_the_files_it_needs(name):
             assert "`example.png`" in note
 
 
-@each_workflow
-def test_nodes_stand_clear_of_each_other_and_of_groups(name):
+def check_places(name):
     graph = examples.editor_graph(name)
     boxes = {}
     for node in graph["nodes"]:
