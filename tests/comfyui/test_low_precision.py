@@ -152,7 +152,7 @@ def test_without_fp8_products_activations_are_not_rounded(models, product, monke
 def test_int8_is_dequantised_on_a_cpu_and_comfyuis_elsewhere(pack, device):
     import comfy.ops
 
-    low = pack("nodes.adapters.low_precision")
+    low = pack("nodes.adapters.weights.low_precision")
     layer = "single_blocks.0.linear1."
     state = low.quantize_state({f"{layer}weight": torch.randn(512, 256)}, low.INT8)
     state = {key.removeprefix(layer): tensor for key, tensor in state.items()}
