@@ -125,8 +125,11 @@ class Run(Protocol):
     checkpointing, caches, compiled blocks and a host's patches are values of this seam.
     """
 
-    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any) -> Any: ...
+    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any, **lean: Any) -> Any:
+        """lean: what blocks of `lean_blocks` take besides."""
+        ...
 
 
-def call_block(kind: str, index: int, block: nn.Module, *inputs: Any) -> Any:
-    return block(*inputs)
+def call_block(kind: str, index: int, block: nn.Module, *inputs: Any, **lean: Any) -> Any:
+    """Calls a block as it is."""
+    return block(*inputs, **lean)

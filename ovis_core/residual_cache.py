@@ -189,7 +189,7 @@ class CachedRun:
         self.run = run
         self.is_skipped = False
 
-    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any) -> Any:
+    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any, **_: Any) -> Any:
         if (kind, index) == ("double", 0):
             img, txt = self.run(kind, index, block, *inputs)
             self.is_skipped = self.decide(inputs[0], img)

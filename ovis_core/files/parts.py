@@ -5,13 +5,14 @@ A new model brings a `Part` of its own for each of its networks; reading and wri
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from ..autoencoder import SCALE, SHIFT, Autoencoder, AutoencoderConfig
 from ..latents import PATCH_SIZE
+from ..lean_blocks import lean_blocks
 from ..text_encoder import TextEncoder, TextEncoderConfig
 from ..transformer import OvisImageTransformer, TransformerConfig
 from .layouts import (
@@ -216,7 +217,7 @@ TRANSFORMER = Part(
     file_name="diffusion_pytorch_model",
     marker=FLUX_MARKER,
     weight_dims=2,
-    module=OvisImageTransformer,
+    module=partial(OvisImageTransformer, blocks=lean_blocks()),  # with gradients the textbook's
     from_shapes=transformer_from_shapes,
     find_layout=transformer_layout,
     layout=transformer_layout_of,

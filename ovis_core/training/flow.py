@@ -131,6 +131,6 @@ def thin_padding(
     return context[:, kept], attention
 
 
-def checkpointed(kind: str, index: int, block: nn.Module, *inputs: Any) -> Any:
+def checkpointed(kind: str, index: int, block: nn.Module, *inputs: Any, **lean: Any) -> Any:
     """Calls a block (the `run` seam) so that its activations are computed again for gradients, not kept."""
-    return checkpoint(block, *inputs, use_reentrant=False)
+    return checkpoint(block, *inputs, use_reentrant=False, **lean)

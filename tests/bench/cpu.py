@@ -180,9 +180,8 @@ def cached() -> Iterator[Row]:
     for threshold in THRESHOLDS:
         with counting() as reports:
             for seed, prompt in enumerate(PROMPTS):
-                pipeline.sample(
-                    prompt, "", 128, 128, 20, 4.0, seed, "euler", cache=CacheSettings(threshold=threshold)
-                )
+                settings = CacheSettings(threshold=threshold)
+                pipeline.sample(prompt, width=128, height=128, steps=20, cfg=4.0, seed=seed, cache=settings)
         what = f"forwards of the Nano, cache threshold {threshold}"
         figures = reports.computed, reports.forwards, "without the cache", "", COMMAND
         yield less_is_better(f"cache-{threshold}", what, *figures)

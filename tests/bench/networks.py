@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
@@ -42,6 +42,7 @@ from ovis_core.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
 from ovis_core.files import layouts, parts  # noqa: E402
 from ovis_core.guidance import Guidance  # noqa: E402
 from ovis_core.latents import image_ids, pack_latents, text_ids, unpack_latents  # noqa: E402
+from ovis_core.lean_blocks import lean_blocks  # noqa: E402
 from ovis_core.sampling import flow_sigmas, guided, sample_euler, shift_mu  # noqa: E402
 from ovis_core.transformer import OvisImageTransformer, TransformerConfig  # noqa: E402
 
@@ -60,7 +61,7 @@ def forwards(
 ) -> dict[str, Forward]:
     """One forward of each on the same input; height and width in latent pixels."""
     factory = {"device": device, "dtype": dtype}
-    ours = OvisImageTransformer(config, **factory)
+    ours = OvisImageTransformer(config, blocks=lean_blocks(), **factory)
     settings = parts.transformer_to_diffusers(config)
     class_name = settings.pop("_class_name")
     with torch.device(device):
@@ -107,18 +108,16 @@ def tabulated(
     network = transformer.ComfyTransformer(config, comfy.ops.disable_weight_init, **factory)
     x = torch.randn(batch, 16, height, width, **factory)
     context = torch.randn(batch, 256, config.context_dim, **factory)
-    sigma = torch.full((batch,), 0.75)  # which is read, as on a GPU
+    sigma = torch.full((batch,), 0.75, device="meta")
     schedule = pack.modulation.Schedule((0.75,), "the same weights", network)
     options = {pack.modulation.SCHEDULE: schedule, transformer.ROOM: math.inf if has_room else 0}
-    network.modulation = OnMeta(network)
-    return lambda: network(x, sigma, context, transformer_options=options)
 
+    def forward() -> torch.Tensor:
+        # Sigma is read for the table, as on a GPU, and has no value here.
+        with mock.patch.object(torch.Tensor, "tolist", lambda sigma: [0.75] * len(sigma)):
+            return network(x, sigma, context, transformer_options=options)
 
-class OnMeta(pack.modulation.ModulationTable):
-    """A table of tensors without data, for sigmas that have a value."""
-
-    def _add(self, sigmas: Sequence[float], dtype: torch.dtype, device: torch.device) -> None:
-        super()._add(sigmas, dtype, torch.device("meta"))
+    return forward
 
 
 def no_table(_: None) -> AbstractContextManager:
@@ -132,7 +131,7 @@ def whole_blocks(_: None) -> AbstractContextManager:
 
 
 def textbook_blocks(_: None) -> AbstractContextManager:
-    """Blocks as the textbook has them, but for the table."""
+    """Blocks as the textbook has them: the table of modulation is not used."""
     return mock.patch.object(pack.lean_blocks, "is_inference", return_value=False)
 
 

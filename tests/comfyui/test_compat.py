@@ -45,6 +45,18 @@ def test_one_that_is_gone_or_called_otherwise_turns_its_saving_off(
     assert f"another {module}.{name}, so " in record.message
 
 
+def test_what_nothing_takes_the_place_of_is_named(compat, monkeypatch, caplog):
+    import comfy.model_patcher
+
+    monkeypatch.delattr(comfy.model_patcher.ModelPatcher, "_load_list")
+    monkeypatch.delattr("comfy.quant_ops.QUANT_ALGOS")
+    with caplog.at_level(logging.WARNING):
+        compat.check()
+    (record,) = caplog.records
+    missing = "comfy.model_patcher.ModelPatcher._load_list, comfy.quant_ops.QUANT_ALGOS"
+    assert f"has no {missing}; " in record.message
+
+
 def test_without_its_savings_the_velocity_is_the_same(pack, compat, model, monkeypatch):
     network, kernels = model.model.diffusion_model, pack("nodes.adapters.network.kernels")
     monkeypatch.setattr(network, "num_parts", lambda *_: 3)

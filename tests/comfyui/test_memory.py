@@ -90,7 +90,7 @@ def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
     if kind == "compiled":
         runner = pack("nodes.adapters.network.transformer").BLOCK_RUNNER
         options = patcher.model_options["transformer_options"]
-        options[runner] = lambda block, *args, **kwargs: block(*args, **kwargs)
+        options[runner] = pack("ovis_core.blocks").call_block
     elif kind == "cached":
         patcher = pack("nodes.adapters.sampling.residual_cache").cached_model(model, 1.0, 4, 3, 1, print)
     load = comfy.model_management.load_models_gpu

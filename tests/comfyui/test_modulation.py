@@ -132,6 +132,35 @@ def test_loras_on_modulation_are_in_the_table(sample, model, plain):
     assert torch.equal(model.model.state_dict()[layer], weight)
 
 
+def test_loras_in_bypass_mode_have_a_table_of_their_own(sample, model, plain, parts):
+    """ComfyUI changes no weight then, but what the layers give."""
+    import comfy.sd
+
+    tensors = lora_file(random_pairs(parts[0]), "diffusion_model.")[0]
+    patchers = [comfy.sd.load_bypass_lora_for_models(p, None, tensors, 1.0, 0)[0] for p in (model, plain)]
+    euler, sigmas = comfy.samplers.sampler_object("euler"), torch.linspace(1, 0, STEPS + 1)
+    runs = [sample.run(p, euler, sigmas, 1, 4)[0] for p in (model, patchers[0], model, patchers[1])]
+    base, bypassed, again, expected = runs
+    assert (bypassed - expected).norm() < 1e-5 * expected.norm()
+    assert (bypassed - base).norm() > 1e-3 * base.norm()
+    assert torch.equal(again, base)
+
+
+def test_a_layer_that_another_node_replaces_is_called(sample, model):
+    layer = "diffusion_model.single_blocks.1.modulation.lin"
+    clone, calls = model.clone(), []
+    original = model.model.diffusion_model.single_blocks[1].modulation.lin
+
+    class Replacement(torch.nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return original(x)
+
+    clone.add_object_patch(layer, Replacement())
+    sample(clone)
+    assert calls == [2] * STEPS
+
+
 def test_a_schedule_longer_than_the_table_runs_without(sample, plain, modulation, monkeypatch):
     monkeypatch.setattr(modulation, "MAX_SIGMAS", STEPS - 1)
     samples, _ = sample()

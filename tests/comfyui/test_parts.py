@@ -63,10 +63,15 @@ def test_velocities_are_the_textbooks_whole_and_in_parts(load, in_parts, kept):
 @pytest.mark.parametrize("kept", ["default", "gguf"])
 def test_weights_are_made_ready_once_a_block(load, in_parts, monkeypatch, kept):
     import comfy.ops
+    import comfy.quant_ops
 
     network = load(kept)
     layers = [block.linear1 for block in network.single_blocks]
     casts, cast = [], comfy.ops.cast_bias_weight
+    numbers, dequantize = [], comfy.quant_ops.QuantizedTensor.dequantize
+    monkeypatch.setattr(
+        comfy.quant_ops.QuantizedTensor, "dequantize", lambda x: numbers.append(x.shape) or dequantize(x)
+    )
 
     def counting(layer, *args, **kwargs):
         casts.extend(i for i, known in enumerate(layers) if known is layer)
@@ -76,6 +81,7 @@ def test_weights_are_made_ready_once_a_block(load, in_parts, monkeypatch, kept):
     in_parts()
     velocity(network)
     assert casts == [*range(len(layers))]
+    assert numbers.count(layers[0].weight.shape) == (len(layers) if kept == "gguf" else 0)
 
 
 @torch.no_grad()

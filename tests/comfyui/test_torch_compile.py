@@ -102,6 +102,8 @@ def test_models_of_many_sizes_in_one_process(pack, model, compiled, counter):
             )
             pe = network.pe_embedder(torch.zeros(8, 3), torch.device("cpu"))
             pack("nodes.adapters.network.compilation").BlockRunner(config, runner.backend)(
+                "single",
+                0,
                 block,
                 torch.randn(2, 8, config.hidden_size, dtype=dtype),
                 torch.randn(2, config.hidden_size, dtype=dtype),
@@ -245,7 +247,7 @@ def test_inductors_kernels_are_close(pack):
             x, vec = torch.randn(batch, length, 32), torch.randn(batch, 32)
             pe = rope.EmbedND(config.axes_dim, 1e4)(torch.zeros(length, 3), x.device)
             expected = block(x, vec, pe, Plain(pe))
-            assert distance(runner(block, x, vec, pe, Plain(pe)), expected) <= 1e-5
+            assert distance(runner("single", 0, block, x, vec, pe, Plain(pe)), expected) <= 1e-5
 
 
 @pytest.mark.parametrize(

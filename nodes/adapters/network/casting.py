@@ -69,7 +69,8 @@ def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor
 @contextmanager
 def _as_product(layer: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
     with cast(layer, x) as (weight, bias):
-        yield partial(functional.linear, weight=weight, bias=bias)
+        numbers = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        yield partial(functional.linear, weight=numbers, bias=bias)
 
 
 @contextmanager

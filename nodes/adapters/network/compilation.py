@@ -36,6 +36,7 @@ from .transformer import BLOCK_RUNNER, network_of
 SIZES = {"use_duck_shape": False, "backed_size_oblivious": True}
 # Codes of a kind of block in a process: every size of model and every dtype has its own.
 LIMITS = {"recompile_limit": 64}
+TEXTBOOKS = {"double": DoubleStreamBlock, "single": SingleStreamBlock}
 MODULATION = ("mod.lin", "modulation.lin")  # ends of the names of layers that the table stands for
 
 
@@ -122,7 +123,7 @@ class CompiledBlock:
         if modulation is not None:  # rows of the table, in the place of what the layers make
             parts = modulation.chunk(len(self._modulation), dim=-1)
             for index, part in zip(self._modulation, parts, strict=True):
-                layers[index] = lambda vec, part=part: part
+                layers[index] = lambda vec, part=part: part.clone()  # compiled code uses its memory again
         token = _running.set(RunningBlock(layers, attention))
         try:
             with _known(shapes, SIZES), _known(dynamo, LIMITS):
@@ -143,15 +144,23 @@ def compiled_block(kind: type[nn.Module], config: TransformerConfig, backend: st
 
 
 class BlockRunner:
-    """Runs the blocks of a network compiled, in the place of a plain call; they never work in parts."""
+    """A value of the `run` seam: the blocks of a network compiled; they never work in parts."""
 
     def __init__(self, config: TransformerConfig, backend: str):
         self.config = config
         self.backend = backend
 
-    def __call__(self, block: nn.Module, *inputs: Any, modulation: Tensor | None = None, num_parts: int = 1):
-        kind = DoubleStreamBlock if isinstance(block, DoubleStreamBlock) else SingleStreamBlock
-        return compiled_block(kind, self.config, self.backend)(block, *inputs, modulation=modulation)
+    def __call__(
+        self,
+        kind: str,
+        index: int,
+        block: nn.Module,
+        *inputs: Any,
+        modulation: Tensor | None = None,
+        num_parts: int = 1,
+    ) -> Any:
+        compiled = compiled_block(TEXTBOOKS[kind], self.config, self.backend)
+        return compiled(block, *inputs, modulation=modulation)
 
 
 def compiled_model(model, backend: str = "inductor"):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ....ovis_core.layers import timestep_embedding
+from ....ovis_core.lean_blocks import is_inference
 from ....ovis_core.transformer import TIME_DIM
 
 SCHEDULE = "ovis_schedule"  # in a run's transformer_options
@@ -27,7 +28,8 @@ MAX_SIGMAS = 256  # of a table; their modulation takes 233 MiB in bfloat16
 class Schedule:
     """What is known of a sampling run before it begins.
 
-    sigmas: what the network gets, each once. weights: equal for equal weights. network: whose run it is.
+    sigmas: what the network gets, each once. weights: equal where its layers give the same. network: the one
+    whose run it is.
     """
 
     sigmas: tuple[float, ...]
@@ -47,19 +49,25 @@ def _sample(
     guider = executor.class_obj
     patcher, options = guider.model_patcher, guider.model_options["transformer_options"]
     steps = patcher.get_model_object("model_sampling").timestep(sigmas).tolist()
-    schedule = Schedule(
+    # Hooks and weight wrappers change weights within a run; what replaces a layer is another node's.
+    is_changing = patcher.hook_patches or patcher.weight_wrapper_patches
+    if len(steps) > MAX_SIGMAS or is_changing or any(map(replaces_layers, patcher.object_patches)):
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    injections = (injection for group in patcher.injections.values() for injection in group)
+    options[SCHEDULE] = Schedule(
         tuple(sorted({sigma for sigma in steps if sigma > 0})),
-        patcher.patches_uuid,
+        (patcher.patches_uuid, *injections),  # ComfyUI's bypass mode injects LoRAs, and patches nothing
         patcher.model.diffusion_model,
     )
-    # Hooks and weight wrappers change weights within a run.
-    if len(steps) > MAX_SIGMAS or patcher.hook_patches or patcher.weight_wrapper_patches:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    options[SCHEDULE] = schedule
     try:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
         del options[SCHEDULE]
+
+
+def replaces_layers(name: str) -> bool:
+    """Tells whether an object patch of that name may replace a layer of the network."""
+    return name.split(".")[0] == "diffusion_model"
 
 
 class ModulationTable:
@@ -87,9 +95,9 @@ class ModulationTable:
 
         A sigma that the schedule lacks gets a row of its own while there is room.
         """
-        if schedule is None or schedule.network is not self.network or not schedule.sigmas:
+        if not is_inference() or schedule is None or schedule.network is not self.network:
             return None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not schedule.sigmas:
             return None
         key = schedule, dtype, sigma.device
         if key != self._key:

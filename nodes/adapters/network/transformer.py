@@ -8,7 +8,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor, nn
 
-from ....ovis_core.blocks import Run
+from ....ovis_core.blocks import Run, call_block
 from ....ovis_core.latents import num_image_tokens
 from ....ovis_core.lean_blocks import fewest_parts, lean_blocks
 from ....ovis_core.transformer import OvisImageTransformer, TransformerConfig
@@ -75,7 +75,7 @@ class ComfyTransformer(OvisImageTransformer):
 
     def num_parts(self, x: Tensor, context: Tensor, options: dict) -> int:
         """In how many parts single blocks work, so that a run keeps to the memory that it found free."""
-        if ROOM not in options:
+        if torch.compiler.is_compiling() or ROOM not in options:
             return 1
         num_tokens = x.shape[0] * (context.shape[1] + num_image_tokens(*x.shape[-2:]))
         return fewest_parts(num_tokens, self.config.hidden_size * x.element_size(), options[ROOM])
@@ -84,7 +84,8 @@ class ComfyTransformer(OvisImageTransformer):
 class BlockRun:
     """How ComfyUI calls a block (the `run` seam): a node's replacement, compiled code, or itself.
 
-    Other nodes' patches see what they see on FLUX. `rows` come from the modulation table.
+    Other nodes' patches of blocks and of attention see what they see on FLUX. `rows` come from the modulation
+    table.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class BlockRun:
         blocks = [*network.double_blocks, *network.single_blocks][RESIDUAL_CACHE in options :]
         self.prefetch = Prefetch(blocks, network.modulation.layers.values() if rows is not None else ())
 
-    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any) -> Any:
+    def __call__(self, kind: str, index: int, block: nn.Module, *inputs: Any, **_: Any) -> Any:
         self.prefetch.before(block, inputs[0].device, self.options)
         if kind == "last":
             return block(*inputs, modulation=self._modulation(block))
@@ -114,25 +115,26 @@ class BlockRun:
             args["txt"] = tokens[1]
         else:
             options["img_slice"] = [self.num_text, tokens[0].shape[1]]
-        call = partial(self._call, block, vec)
+        call = partial(self._call, kind, index, block, vec)
         replacement = options.get("patches_replace", {}).get("dit", {}).get((f"{kind}_block", index))
         out = replacement(args, {"original_block": call}) if replacement else call(args)
         return (out["img"], out["txt"]) if kind == "double" else out["img"]
 
-    def _call(self, block: nn.Module, vec: Tensor, args: dict) -> dict:
+    def _call(self, kind: str, index: int, block: nn.Module, vec: Tensor, args: dict) -> dict:
         """Calls a block with what a replacement gives; the table holds for this forward's `vec` alone."""
         options, pe = args["transformer_options"], args["pe"]
-        names = ("img", "txt") if "txt" in args else ("img",)
-        num_text = args["txt"].shape[1] if "txt" in args else None
+        names = ("img", "txt") if kind == "double" else ("img",)
+        num_text = args["txt"].shape[1] if kind == "double" else None
         # Patches take q and k before their rotation, which is then the attention's.
         is_patched = bool(options.get("patches", {}).get("attn1_patch"))
         attention = PatchedAttention(options, args.get("attn_mask"), num_text, pe)
         inputs = *(args[name] for name in names), args["vec"], None if is_patched else pe, attention
         lean: dict = {"modulation": self._modulation(block) if args["vec"] is vec else None}
-        if options["block_type"] == "single":
+        if kind == "single":
             lean["num_parts"] = self.num_parts
-        out = options.get(BLOCK_RUNNER, nn.Module.__call__)(block, *inputs, **lean)
-        return dict(zip(names, out if "txt" in args else (out,), strict=True))
+        run: Run = options.get(BLOCK_RUNNER, call_block)
+        out = run(kind, index, block, *inputs, **lean)
+        return dict(zip(names, out if kind == "double" else (out,), strict=True))
 
     def _modulation(self, block: nn.Module) -> Tensor | None:
         return None if self.rows is None else self.table.part(self.rows, block)
@@ -152,6 +154,8 @@ class Prefetch:
 
     def before(self, block: nn.Module, device: torch.device, options: dict) -> None:
         """Asks for the weights of the block after this one; behind the last block, frees what is left."""
+        if torch.compiler.is_compiling():
+            return
         if block in self.blocks[:1] and has(PREFETCHING):
             from comfy import model_prefetch
 

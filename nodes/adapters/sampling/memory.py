@@ -89,6 +89,8 @@ def _prepare(executor, patcher, noise_shape: Sequence[int], conds: Mapping, mode
         prepared = executor(patcher, noise_shape, conds, model_options=model_options, **kwargs)
     if model_options:
         free = patcher.get_free_memory(patcher.load_device)
+        if patcher.is_dynamic():  # which counts weights that can be evicted, to be streamed in every step
+            free -= patcher.model_size()
         kept = bytes_of_cache(patcher.model, patcher, batch, noise_shape[2:])
         model_options.setdefault("transformer_options", {})[ROOM] = free / FACTOR - kept
     return prepared
