@@ -1,16 +1,17 @@
-"""Ovis-Image in plain PyTorch: text to image, one file per stage.
+"""Implements Ovis-Image in plain PyTorch: text to image, one file per stage.
 
-| stage                    | module                          | in -> out                                    |
-|--------------------------|---------------------------------|----------------------------------------------|
-| prompt -> tokens         | `prompt`                        | str -> up to 284 ids                         |
-| tokens -> text states    | `text_encoder`                  | -> (B, 256, 2048)                            |
-| latents -> packed tokens | `latents`                       | (B, 16, H, W) -> (B, HW/4, 64)               |
-| tokens -> velocity       | `transformer`, `layers`, `rope` | latents, sigma, text states -> (B, 16, H, W) |
-| noise -> latents         | `sampling`, `guidance`          | -> (B, 16, H, W)                             |
-| latents -> image         | `autoencoder`                   | -> (B, 3, 8H, 8W)                            |
+| stage                    | module                            | in -> out                             |
+|--------------------------|-----------------------------------|---------------------------------------|
+| prompt -> tokens         | `prompt`                          | str -> up to 284 ids                  |
+| tokens -> text states    | `text_encoder`                    | -> (B, 256, 2048)                     |
+| latents -> packed tokens | `latents`                         | (B, 16, H, W) -> (B, HW/4, 64)        |
+| tokens -> velocity       | `transformer`, `rope`             | latents, sigma, text -> (B, 16, H, W) |
+| its blocks               | `blocks`, `lean_blocks`, `layers` | (B, L, 3072) -> (B, L, 3072)          |
+| noise -> latents         | `sampling`, `guidance`            | -> (B, 16, H, W)                      |
+| latents -> image         | `autoencoder`                     | -> (B, 3, 8H, 8W)                     |
 
-`files` reads and writes the published files, `lora` does so for LoRAs; `pipeline` is all of it in one
-function. Nothing here imports ComfyUI, downloads, moves tensors
+`residual_cache` skips steps that change little. `files` reads and writes the published files, `lora` does so
+for LoRAs; `pipeline` runs all stages in one function. Nothing here imports ComfyUI, downloads, moves tensors
 between devices or reads the environment.
 """
 

@@ -1,4 +1,4 @@
-"""`python3 -m ovis_core --model FOLDER --prompt TEXT --out FILE.png`: one picture without ComfyUI."""
+"""Makes one picture without ComfyUI: `python3 -m ovis_core --model FOLDER --prompt TEXT --out FILE.png`."""
 
 import argparse
 import sys
@@ -17,6 +17,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def main() -> None:
+    """Reads the command line, makes the picture and writes it."""
     parser = argparse.ArgumentParser(
         prog="python3 -m ovis_core", description="Ovis-Image: a prompt to a PNG file."
     )
@@ -54,6 +55,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> Tensor:
+    """Runs the pipeline with a progress bar -> image (1, 3, height, width) in [0, 1]."""
     pipeline = load_pipeline(args.model, args.device, DTYPES.get(args.dtype))
     with tqdm(total=args.steps, unit="step") as bar:
 

@@ -1,4 +1,4 @@
-"""Latents <-> image: FLUX's autoencoder.
+"""Converts latents <-> images with FLUX's autoencoder.
 
 B batch, C channels, H and W latent pixels. Images are (B, 3, 8H, 8W) in [-1, 1]. Parameters are named as in
 FLUX's `ae.safetensors`.
@@ -47,7 +47,7 @@ class AutoencoderConfig:
 
 
 class Autoencoder(nn.Module):
-    """FLUX's autoencoder."""
+    """FLUX's autoencoder, an encoder and a decoder."""
 
     def __init__(
         self, config: AutoencoderConfig, ops: Ops = nn, attention: Attention = sdp_attention, **factory
@@ -67,6 +67,8 @@ class Autoencoder(nn.Module):
 
 
 class Encoder(nn.Module):
+    """The half that turns images into latents."""
+
     def __init__(self, config: AutoencoderConfig, ops: Ops, attention: Attention, **factory):
         super().__init__()
         channels = config.channels
@@ -83,6 +85,7 @@ class Encoder(nn.Module):
         self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Encodes (B, 3, 8H, 8W) to mean and log variance, (B, 2C, H, W)."""
         x = self.conv_in(x)
         for step in self.steps():
             x = step(x)
@@ -98,6 +101,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The half that turns latents into images."""
+
     def __init__(self, config: AutoencoderConfig, ops: Ops, attention: Attention, **factory):
         super().__init__()
         channels = config.channels
@@ -115,6 +120,7 @@ class Decoder(nn.Module):
         self.conv_out = conv3x3(channels[0], 3, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Decodes (B, C, H, W) to (B, 3, 8H, 8W)."""
         x = self.mid(self.conv_in(x))
         for step in self.steps():
             x = step(x)
@@ -130,7 +136,10 @@ class Decoder(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """Holds the layers of one resolution. The encoder runs them, so that no frame keeps a level's input."""
+    """Holds the layers of one resolution.
+
+    The encoder runs them, so that no frame of this level keeps its input in memory.
+    """
 
     def __init__(
         self, in_width: int, width: int, num_blocks: int, is_last: bool, groups: int, ops: Ops, **factory
@@ -152,6 +161,8 @@ class UpLevel(nn.Module):
 
 
 class Middle(nn.Module):
+    """The layers at the coarsest resolution: two residual blocks around an attention."""
+
     def __init__(self, width: int, groups: int, ops: Ops, attention: Attention, **factory):
         super().__init__()
         self.block_1 = ResBlock(width, width, groups, ops, **factory)
@@ -159,10 +170,13 @@ class Middle(nn.Module):
         self.block_2 = ResBlock(width, width, groups, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the three layers: (B, C, H, W) -> the same shape."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class ResBlock(nn.Module):
+    """A residual block of two convolutions."""
+
     def __init__(self, in_width: int, out_width: int, groups: int, ops: Ops, **factory):
         super().__init__()
         self.norm1 = group_norm(in_width, groups, ops, **factory)
@@ -174,6 +188,7 @@ class ResBlock(nn.Module):
             self.nin_shortcut = ops.Conv2d(in_width, out_width, kernel_size=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Adds the convolutions to x: (B, in_width, H, W) -> (B, out_width, H, W)."""
         h = self.conv1(silu(self.norm1(x)))
         h = self.conv2(silu(self.norm2(h)))
         if self.nin_shortcut is not None:
@@ -194,6 +209,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = ops.Conv2d(width, width, kernel_size=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Adds the attention to x: (B, C, H, W) -> the same shape."""
         h = self.norm(x)
         q, k, v = (
             f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v)
@@ -203,25 +219,31 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
+    """A strided convolution that halves the resolution."""
+
     def __init__(self, width: int, ops: Ops, **factory):
         super().__init__()
         self.conv = ops.Conv2d(width, width, kernel_size=3, stride=2, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Halves the resolution: (B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.conv(functional.pad(x, (0, 1, 0, 1)))  # on one side only, as trained
 
 
 class Upsample(nn.Module):
+    """Nearest neighbours and a convolution, which double the resolution."""
+
     def __init__(self, width: int, ops: Ops, **factory):
         super().__init__()
         self.conv = conv3x3(width, width, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Doubles the resolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def silu(x: Tensor) -> Tensor:
-    """Works in place on a norm's output where there are no gradients: nobody needs it again."""
+    """Applies SiLU to a norm's output, in place without gradients: nobody needs the input again."""
     return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -233,14 +255,17 @@ def add(x: Tensor, h: Tensor) -> Tensor:
 def res_blocks(
     in_width: int, out_width: int, num_blocks: int, groups: int, ops: Ops, **factory
 ) -> nn.ModuleList:
+    """Makes residual blocks, the first of which changes the width."""
     widths = (in_width, *(out_width for _ in range(num_blocks)))
     pairs = zip(widths[:-1], widths[1:], strict=True)
     return nn.ModuleList(ResBlock(a, b, groups, ops, **factory) for a, b in pairs)
 
 
 def conv3x3(in_width: int, out_width: int, ops: Ops, **factory) -> nn.Module:
+    """Makes a 3x3 convolution that keeps the resolution."""
     return ops.Conv2d(in_width, out_width, kernel_size=3, padding=1, **factory)
 
 
 def group_norm(width: int, groups: int, ops: Ops, **factory) -> nn.Module:
+    """Makes the GroupNorm that all blocks use."""
     return ops.GroupNorm(groups, width, eps=1e-6, affine=True, **factory)

@@ -1,4 +1,4 @@
-"""The blocks of the MMDiT, as the architecture diagram draws them.
+"""Defines the blocks of the MMDiT as the architecture diagram draws them.
 
 Image and text tokens first pass double-stream blocks, each stream with weights of its own, then, joined,
 single-stream blocks. The time vector `vec` modulates every norm and gates every branch (adaLN). Everything
@@ -30,7 +30,7 @@ from .layers import (
 
 
 class DoubleStreamBlock(nn.Module):
-    """Image and text with weights of their own that meet in one attention."""
+    """Image and text streams with separate weights, which meet in one attention."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_size: int, ops: Ops = nn, **factory):
         super().__init__()
@@ -44,7 +44,7 @@ class DoubleStreamBlock(nn.Module):
     def forward(
         self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor | None, attention: Attention = sdp_attention
     ) -> tuple[Tensor, Tensor]:
-        """img (B, L, D), txt (B, L, D), vec (B, D), pe from `EmbedND` -> img, txt of the same shapes."""
+        """Updates img (B, L, D) and txt (B, L, D) by vec (B, D) and pe from `EmbedND`; keeps the shapes."""
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(vec)
 
@@ -78,7 +78,7 @@ class SingleStreamBlock(nn.Module):
     def forward(
         self, x: Tensor, vec: Tensor, pe: Tensor | None, attention: Attention = sdp_attention
     ) -> Tensor:
-        """x (B, L, D), vec (B, D), pe from `EmbedND` -> (B, L, D)."""
+        """Updates the tokens: x (B, L, D), vec (B, D), pe from `EmbedND` -> (B, L, D)."""
         shift, scale, gate = self.modulation(vec)
 
         rows = self.linear1(modulated_norm(x, shift, scale))
@@ -101,14 +101,14 @@ class LastLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(hidden_size, 2 * hidden_size, **factory))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
-        """x (B, L, D), vec (B, D) -> (B, L, out_channels)."""
+        """Projects the tokens: x (B, L, D), vec (B, D) -> (B, L, out_channels)."""
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
         return self.linear(modulated_norm(x, shift, scale))
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What makes the transformer's blocks; those of another kind keep the parameters and their names."""
+    """The classes of the transformer's blocks; all kinds have the same parameters and names."""
 
     double: Callable[..., DoubleStreamBlock] = DoubleStreamBlock
     single: Callable[..., SingleStreamBlock] = SingleStreamBlock
@@ -119,7 +119,7 @@ TEXTBOOK = Blocks()
 
 
 class Run(Protocol):
-    """How a block is called: its kind ("double", "single" or "last"), index among its kind, and inputs.
+    """Calls a block, given its kind ("double", "single" or "last"), index among its kind, and inputs.
 
     Returns what the block returns. There is one loop over the blocks, in `transformer`; gradient
     checkpointing, caches, compiled blocks and a host's patches are values of this seam.

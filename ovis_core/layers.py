@@ -1,4 +1,4 @@
-"""The layers that the blocks of the MMDiT are made of.
+"""Defines the layers of the MMDiT's blocks.
 
 B batch, L tokens (text first, then image), D hidden, H heads. Names follow FLUX. Two seams enter here: `ops`,
 the namespace that Linear, RMSNorm and others come from (`torch.nn`, or ComfyUI's for casting, offloading and
@@ -22,14 +22,14 @@ NORM_EPS = 1e-6
 
 
 def sdp_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None) -> Tensor:
-    """Torch's attention without a mask, q and k rotated by pe: (B, H, L, D/H) three times -> (B, L, D)."""
+    """Runs torch's attention on q and k rotated by pe, unmasked: (B, H, L, D/H) three times -> (B, L, D)."""
     if pe is not None:
         q, k = apply_rope(q, pe), apply_rope(k, pe)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Modulation(nn.Module):
-    """One linear of the time vector -> shift, scale and gate of a branch or of two (adaLN)."""
+    """Makes shift, scale and gate of one or two branches from the time vector (adaLN)."""
 
     def __init__(self, hidden_size: int, num_vectors: int, ops: Ops, **factory):
         super().__init__()
@@ -37,12 +37,12 @@ class Modulation(nn.Module):
         self.lin = ops.Linear(hidden_size, num_vectors * hidden_size, **factory)
 
     def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
-        """(B, D) -> `num_vectors` tensors (B, 1, D)."""
+        """Makes the vectors: (B, D) -> `num_vectors` tensors (B, 1, D)."""
         return self.lin(functional.silu(vec))[:, None].chunk(self.num_vectors, dim=-1)
 
 
 class SelfAttention(nn.Module):
-    """The weights of one stream's half of the joint attention; the attention itself is the block's."""
+    """The weights of one stream in the joint attention, which the block computes."""
 
     def __init__(self, hidden_size: int, num_heads: int, ops: Ops, **factory):
         super().__init__()
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         self.proj = ops.Linear(hidden_size, hidden_size, **factory)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) -> q and k, normed, and v, each (B, H, L, D/H)."""
+        """Makes q and k, normed, and v: (B, L, D) -> three (B, H, L, D/H)."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
         return *self.norm(q, k), v
 
@@ -66,7 +66,7 @@ class QKNorm(nn.Module):
         self.key_norm = ops.RMSNorm(head_dim, eps=NORM_EPS, **factory)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, L, D/H) twice -> the same normed."""
+        """Normalises q and k: (B, H, L, D/H) twice -> the same shapes."""
         return self.query_norm(q), self.key_norm(k)
 
 
@@ -80,11 +80,12 @@ class SwiGLU(nn.Module):
         self.down_proj = ops.Linear(mlp_size, hidden_size, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Computes the MLP: (B, L, D) -> (B, L, D)."""
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class MLPEmbedder(nn.Module):
-    """Two linears with a SiLU between: the time sinusoid -> vec."""
+    """Two linears with a SiLU between, which turn the time sinusoid into vec."""
 
     def __init__(self, in_dim: int, hidden_size: int, ops: Ops, **factory):
         super().__init__()
@@ -92,11 +93,12 @@ class MLPEmbedder(nn.Module):
         self.out_layer = ops.Linear(hidden_size, hidden_size, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embeds the sinusoid: (B, in_dim) -> (B, D)."""
         return self.out_layer(functional.silu(self.in_layer(x)))
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoid of 1000 t, cosines first: t in [0, 1] (B,) -> (B, dim), float32."""
+    """Makes the sinusoid of 1000 t, cosines first: t in [0, 1] (B,) -> (B, dim), float32."""
     half = dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = 1000.0 * timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
@@ -104,22 +106,23 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights of its own, scaled and shifted: x (B, L, D), shift and scale (B, 1, D)."""
+    """Applies a LayerNorm without weights, then scale and shift: x (B, L, D), shift and scale (B, 1, D)."""
     return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Multiplies `up` by the SiLU of `gate`; the shapes are equal."""
     return functional.silu(gate) * up
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, 3D) with rows [q, k, v] -> three (B, H, L, D/H)."""
+    """Splits rows [q, k, v] into heads: (B, L, 3D) -> three (B, H, L, D/H)."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 
 def clip_fp16(x: Tensor) -> Tensor:
-    """Keeps float16 residual streams finite; other dtypes have the range and pass through."""
+    """Clips float16 residual streams to stay finite; other dtypes pass through unchanged."""
     if x.dtype == torch.float16:
         limit = torch.finfo(torch.float16).max
         return x.clip(-limit, limit)

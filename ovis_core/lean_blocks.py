@@ -1,9 +1,9 @@
-"""The blocks for inference in less memory: the same numbers as `blocks`, written in place and in parts.
+"""Computes the same numbers as `blocks` in less memory, for inference: in place and in parts.
 
-They have the textbook's parameters, and compute as it does with gradients or inside torch.compile. They are
-given three things more. `tools`, when they are made: operations that a host does better. `modulation`, at a
-call: rows of a table in the place of what the modulation layers make of `vec`. `num_parts`, too: in how many
-parts a single block takes its tokens. Without `pe` the attention is to rotate q and k.
+The blocks have the textbook's parameters, and compute as it does with gradients or inside torch.compile.
+They take three more arguments. `tools`, at construction: operations that a host does better. `modulation`,
+at a call: rows of a table that replace the output of the modulation layers. `num_parts`, at a call: the
+number of parts that a single block cuts its tokens into. Without `pe` the attention must rotate q and k.
 
 B batch, L tokens (text first, then image), D hidden, H heads.
 """
@@ -31,34 +31,35 @@ from .layers import (
 
 Linear = Callable[[Tensor], Tensor]
 
-# Values a token at the peak of a forward, in hidden sizes, by the parts that single blocks work in: counted
-# at the full size, with a little room.
+# Values per token at the peak of a forward, in hidden sizes, by the number of parts: counted at the full
+# size, with a little room.
 ACTIVATIONS = {1: 22, 2: 18, 3: 15, 4: 14}
 MAX_PARTS = max(ACTIVATIONS)
-PART_TOKENS = 2048  # that a part holds at least: fewer keep a GPU waiting for the next operation
+PART_TOKENS = 2048  # the least in a part: with fewer, a GPU waits for the next operation
 
 
 def is_inference() -> bool:
-    """Whether neither gradients nor torch.compile need the operations as the textbook has them."""
+    """Tells whether in-place operations are allowed: neither gradients nor torch.compile are on."""
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def norm_only(norm: QKNorm, q: Tensor, k: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor, bool]:
-    """q and k (B, H, L, D/H) -> the same normed, and that they are not rotated yet."""
+    """Normalises q and k (B, H, L, D/H), and returns False: they are not rotated yet."""
     return *norm(q, k), False
 
 
 def call_layer(layer: nn.Module, x: Tensor) -> AbstractContextManager[Linear]:
+    """Gives the layer itself: torch's weights need neither cast nor move."""
     return nullcontext(layer)
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Operations that a host may do at once, or in its own way; the defaults are torch's.
+    """Operations that a host may fuse, or do in its own way; the defaults are torch's.
 
-    norm: q and k normed and, where one kernel does both, rotated by their tokens' rotary table; whether they
-    are rotated. hold: gives a linear for several calls with tensors like x, where each alone would cast or
-    move its weight; None where the layer is to be called only once.
+    norm: normalises q and k and, where one kernel does both, rotates them by their tokens' rotary table;
+    tells whether they are rotated. hold: gives a linear for several calls with tensors like x, so that its
+    weight is cast or moved only once; None where the layer must be called only once.
     """
 
     modulated_norm: Callable[[Tensor, Tensor, Tensor], Tensor] = modulated_norm
@@ -70,6 +71,8 @@ TORCH = Tools()
 
 
 class LeanDoubleStreamBlock(DoubleStreamBlock):
+    """The double-stream block for inference, which writes in place."""
+
     def __init__(self, *args, tools: Tools = TORCH, **kwargs):
         super().__init__(*args, **kwargs)
         self.tools = tools
@@ -83,7 +86,7 @@ class LeanDoubleStreamBlock(DoubleStreamBlock):
         attention: Attention = sdp_attention,
         modulation: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As the textbook's; modulation: rows (B, 12 D), the image's before the text's."""
+        """Computes the textbook's block; modulation: rows (B, 12 D), the image's before the text's."""
         if not is_inference():
             return super().forward(img, txt, vec, pe, attention)
         img_mod, txt_mod = (None, None) if modulation is None else modulation.chunk(2, dim=-1)
@@ -95,7 +98,7 @@ class LeanDoubleStreamBlock(DoubleStreamBlock):
         *img_qkv, is_rotated = self._project(self.img_attn, img, img_vectors, img_pe)
         *txt_qkv, _ = self._project(self.txt_attn, txt, txt_vectors, txt_pe)
         q, k, v = (torch.cat(streams, dim=2) for streams in zip(txt_qkv, img_qkv, strict=True))
-        del img_qkv, txt_qkv  # memory that is wanted again at once
+        del img_qkv, txt_qkv  # frees memory that the attention needs
         attn = attention(q, k, v, None if is_rotated else pe)  # (B, L, D), from (B, H, L, D/H) three times
         del q, k, v
 
@@ -106,7 +109,7 @@ class LeanDoubleStreamBlock(DoubleStreamBlock):
     def _project(
         self, attn: SelfAttention, x: Tensor, vectors: tuple[Tensor, ...], pe: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """A stream's q, k and v, (B, L, D) -> three (B, H, L, D/H), and whether q and k are rotated."""
+        """Makes a stream's q, k, v, (B, L, D) -> three (B, H, L, D/H); tells whether q and k are rotated."""
         q, k, v = split_heads(attn.qkv(self.tools.modulated_norm(x, *vectors[:2])), attn.num_heads)
         q, k, is_rotated = self.tools.norm(attn.norm, q, k, pe)
         return q, k, v, is_rotated
@@ -124,6 +127,8 @@ class LeanDoubleStreamBlock(DoubleStreamBlock):
 
 
 class LeanSingleStreamBlock(SingleStreamBlock):
+    """The single-stream block for inference, which writes in place and in parts."""
+
     def __init__(self, *args, tools: Tools = TORCH, **kwargs):
         super().__init__(*args, **kwargs)
         self.tools = tools
@@ -137,7 +142,7 @@ class LeanSingleStreamBlock(SingleStreamBlock):
         modulation: Tensor | None = None,
         num_parts: int = 1,
     ) -> Tensor:
-        """As the textbook's; modulation: rows (B, 3 D)."""
+        """Computes the textbook's block; modulation: rows (B, 3 D)."""
         if not is_inference():
             return super().forward(x, vec, pe, attention)
         shift, scale, gate = self.modulation(vec) if modulation is None else vectors(modulation, 3)
@@ -152,12 +157,12 @@ class LeanSingleStreamBlock(SingleStreamBlock):
     def _join(
         self, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor | None, attention: Attention
     ) -> Tensor:
-        """Makes what linear2 takes: attn and mlp side by side (B, L, D + mlp size)."""
+        """Makes the input of linear2: attn and mlp side by side (B, L, D + mlp size)."""
         q, k, v, is_rotated, up, mlp_gate = self._project(self.linear1, x, shift, scale, pe)
         joined, attn, mlp = self._space(x)
         torch.mul(functional.silu(mlp_gate, inplace=True), up, out=mlp)
         v = self._heads(attn).copy_(v)
-        del up, mlp_gate  # and with them and v the rows of linear1
+        del up, mlp_gate  # frees the rows of linear1, which v no longer holds
         attn.copy_(attention(q, k, v, None if is_rotated else pe))
         return joined
 
@@ -171,9 +176,9 @@ class LeanSingleStreamBlock(SingleStreamBlock):
         held: AbstractContextManager[Linear],
         num_parts: int,
     ) -> Tensor:
-        """Makes the same in 13 hidden sizes a token instead of 19: linear1's rows, 11, never exist whole."""
+        """Makes the same in 13 hidden sizes per token, not 19: linear1's rows, 11, never exist whole."""
         joined, attn, mlp = self._space(x)
-        v = self._heads(attn)  # where attn comes later
+        v = self._heads(attn)  # attn overwrites it later
         q, k = x.new_empty(2, *v.shape)
         length, is_rotated = x.shape[1], False
         size = -(-length // num_parts)
@@ -184,7 +189,7 @@ class LeanSingleStreamBlock(SingleStreamBlock):
                     linear1, x[:, part], shift, scale, part_pe
                 )
                 torch.mul(functional.silu(mlp_gate, inplace=True), up, out=mlp[:, part])
-                del up, mlp_gate  # before the next part's are made
+                del up, mlp_gate  # frees memory for the next part's
         del linear1
         attn.copy_(attention(q, k, v, None if is_rotated else pe))
         return joined
@@ -192,7 +197,7 @@ class LeanSingleStreamBlock(SingleStreamBlock):
     def _project(
         self, linear1: Linear, x: Tensor, shift: Tensor, scale: Tensor, pe: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, bool, Tensor, Tensor]:
-        """(B, L, D) -> q, k and v (B, H, L, D/H), whether q and k are rotated, mlp and its gate."""
+        """Makes q, k, v (B, H, L, D/H), whether q and k are rotated, mlp and its gate from x (B, L, D)."""
         rows = linear1(self.tools.modulated_norm(x, shift, scale))
         qkv, up, mlp_gate = rows.split((3 * self.hidden_size, self.mlp_size, self.mlp_size), dim=-1)
         q, k, v = split_heads(qkv, self.num_heads)
@@ -200,23 +205,25 @@ class LeanSingleStreamBlock(SingleStreamBlock):
         return q, k, v, is_rotated, up, mlp_gate
 
     def _space(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory for attn and mlp: joined (B, L, D + mlp size), and each half of it."""
+        """Allocates memory for attn and mlp: joined (B, L, D + mlp size), and each half of it."""
         joined = x.new_empty(*x.shape[:2], self.hidden_size + self.mlp_size)
         attn, mlp = joined.split((self.hidden_size, self.mlp_size), dim=-1)
         return joined, attn, mlp
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, H, L, D/H), the same memory."""
+        """Splits into heads, as a view: (B, L, D) -> (B, H, L, D/H)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class LeanLastLayer(LastLayer):
+    """The last layer with a host's modulated norm."""
+
     def __init__(self, *args, tools: Tools = TORCH, **kwargs):
         super().__init__(*args, **kwargs)
         self.tools = tools
 
     def forward(self, x: Tensor, vec: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """As the textbook's; modulation: rows (B, 2 D)."""
+        """Computes the textbook's layer; modulation: rows (B, 2 D)."""
         if not is_inference():
             return super().forward(x, vec)
         rows = self.adaLN_modulation(vec) if modulation is None else modulation
@@ -224,12 +231,12 @@ class LeanLastLayer(LastLayer):
 
 
 def vectors(rows: Tensor, count: int) -> tuple[Tensor, ...]:
-    """(B, count D) -> `count` tensors (B, 1, D)."""
+    """Cuts rows into vectors: (B, count D) -> `count` tensors (B, 1, D)."""
     return rows[:, None].chunk(count, dim=-1)
 
 
 def lean_blocks(tools: Tools = TORCH) -> Blocks:
-    """What `OvisImageTransformer` takes for `blocks`."""
+    """Makes the argument `blocks` of `OvisImageTransformer`."""
     return Blocks(
         partial(LeanDoubleStreamBlock, tools=tools),
         partial(LeanSingleStreamBlock, tools=tools),
@@ -238,12 +245,12 @@ def lean_blocks(tools: Tools = TORCH) -> Blocks:
 
 
 def most_parts(num_tokens: int) -> int:
-    """In how many parts single blocks take (batch x length) tokens where memory is short."""
+    """Counts the parts of (batch x length) tokens that single blocks use where memory is short."""
     return max(1, min(MAX_PARTS, num_tokens // PART_TOKENS))
 
 
 def fewest_parts(num_tokens: int, bytes_a_token: int, room: float) -> int:
-    """The fewest parts whose activations fit into `room` bytes. bytes_a_token: of one hidden size."""
+    """Finds the fewest parts whose activations fit into `room` bytes. bytes_a_token: of one hidden size."""
     most = most_parts(num_tokens)
     size = num_tokens * bytes_a_token
     return next((parts for parts in range(1, most) if ACTIVATIONS[parts] * size <= room), most)

@@ -1,4 +1,4 @@
-"""The reference run, prompt -> image, without ComfyUI."""
+"""Runs the reference, prompt -> image, without ComfyUI."""
 
 import logging
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Pipeline:
         callback: Callable[[int, Tensor], None] | None = None,
         cache: CacheSettings | None = None,
     ) -> Tensor:
-        """An image (1, 3, height, width) in [0, 1]; sides in pixels are floored to multiples of 16.
+        """Makes an image (1, 3, height, width) in [0, 1]; sides in pixels are floored to multiples of 16.
 
         `noise` (B, C, height / 8, width / 8) replaces the reference's noise of `seed`, for as many images.
         `callback` gets the index of each finished step and its denoised latents. `cache` skips steps that
@@ -88,7 +88,7 @@ class Pipeline:
         callback: Callable[[int, Tensor], None] | None = None,
         cache: CacheSettings | None = None,
     ) -> Tensor:
-        """The latents (1, C, height / 8, width / 8) of that image, float32, as the MMDiT makes them."""
+        """Makes the latents (1, C, height / 8, width / 8) of that image, float32, in the MMDiT's scale."""
         if min(width, height) < SIZE_STEP:
             raise ValueError(
                 f"a picture of {width} x {height} pixels is too small, {SIZE_STEP} a side are the least"
@@ -155,7 +155,7 @@ def load_pipeline(
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:
-    """Where a text encoder's tokenizer lies: in its folder, or beside it as diffusers has it."""
+    """Finds a text encoder's tokenizer: in its folder, or beside it as in a diffusers folder."""
     own = text_encoder if text_encoder.is_dir() else text_encoder.parent
     for folder in (own / "tokenizer", own, own.parent / "tokenizer"):
         if (folder / "tokenizer.json").is_file() or all(

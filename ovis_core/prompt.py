@@ -1,4 +1,4 @@
-"""Prompt -> tokens: the chat template, the prefix that is dropped after encoding, and the token budget."""
+"""Turns a prompt into tokens: the chat template, its prefix and the token budget."""
 
 import logging
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ class PromptTokens:
 class PromptTokenizer:
     """Tokenizes prompts the way the model was trained.
 
-    vocab_size: the text encoder's. One that is smaller than Qwen's has a tokenizer of its own, whose ids are
-    its own too. Raises ValueError when the tokenizer's special tokens or the length of the template's prefix
+    vocab_size: the text encoder's. One smaller than Qwen's comes with a different tokenizer, and so with
+    other ids. Raises ValueError when the tokenizer's special tokens or the length of the template's prefix
     are not the model's, or when it has tokens that the text encoder does not know.
     """
 
@@ -73,18 +73,20 @@ class PromptTokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path, vocab_size: int = VOCAB_SIZE) -> "PromptTokenizer":
-        """Reads tokenizer.json or vocab.json with merges.txt. No code beside the files is ever run."""
+        """Reads tokenizer.json or vocab.json with merges.txt, and never runs code from the folder."""
         from transformers import Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
         return cls(Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True), vocab_size)
 
     @property
     def pad_id(self) -> int:
+        """Looks up the id of the token that pads a prompt."""
         return cast(int, self.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
 
     def __call__(self, prompt: str) -> PromptTokens:
-        """Unpaired surrogates, which no tokenizer takes, become U+FFFD with a warning.
+        """Tokenizes a prompt in its template, cut at the budget.
 
+        Unpaired surrogates, which no tokenizer takes, become U+FFFD with a warning.
         Raises ValueError for more than MAX_CHARACTERS characters.
         """
         if len(prompt) > MAX_CHARACTERS:
@@ -99,5 +101,5 @@ class PromptTokenizer:
         return PromptTokens(tuple(ids[:MAX_TOKENS]), max(0, len(ids) - MAX_TOKENS))
 
     def _ids(self, text: str) -> list[int]:
-        # `verbose=False`: the tokenizer's own warning about long texts speaks of another limit.
+        # `verbose=False`: the tokenizer warns about long texts by another limit than ours.
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,12 +1,12 @@
-"""Steps that change little reuse what the blocks behind the first one added. Approximate.
+"""Skips blocks in steps that change little, and reuses what those blocks added before. Approximate.
 
 The first block is always computed. Where its residual (what it adds to the image tokens) has changed little
-since the last computed step, the residual of all other blocks is taken from that step too, or extrapolated
+since the last computed step, the residual of all other blocks is reused from that step, or extrapolated
 from the last two; this is the first-block cache of ParaAttention and cache-dit (DBCache with F1B0) with the
 Taylor prediction of TaylorSeer (arXiv 2503.06923).
 
 Both branches of guidance decide together: guidance multiplies the difference of the two, and with it the
-error of one that is computed beside one that is not. A step is therefore skipped by all branches or by none.
+error of a mixed pair, one computed and one skipped. So all branches skip a step, or none does.
 
 B batch, L image tokens, D hidden. A branch is one conditioning of one evaluation: two with guidance, more
 with regional prompts. A forward is one branch at one evaluation, however many of them are batched.
@@ -29,7 +29,7 @@ TOKENS = (1, 2)  # all dimensions but the batch
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """When a step may be skipped, and how its blocks are predicted.
+    """The rules for when a step may be skipped, and how its blocks are predicted.
 
     threshold: the largest relative change (L1) of a first block's residual, of any branch and picture; 0
         skips nothing.
@@ -45,6 +45,7 @@ class CacheSettings:
 
     @property
     def is_off(self) -> bool:
+        """Tells whether the settings never skip a step."""
         return self.threshold == 0 or self.max_skips == 0
 
     def __post_init__(self):
@@ -57,31 +58,33 @@ class CacheSettings:
 
 @dataclass
 class Branch:
-    """What is kept of one conditioning: residuals (B, L, D) of computed evaluations, the newest last."""
+    """The residuals (B, L, D) of one conditioning's computed evaluations, the newest last."""
 
     first: Tensor | None = None  # the first block's
     rest: list[tuple[float, Tensor]] = field(default_factory=list)  # sigma, all other blocks'
 
     def change(self, first: Tensor) -> Tensor:
-        """Relative change of the first block's residual since the last computed evaluation -> (B,)."""
+        """Measures the relative change of the first block's residual since the last computation -> (B,)."""
         assert self.first is not None, "asked only where it `fits`"
         moved = torch.linalg.vector_norm(first - self.first, 1, TOKENS, dtype=torch.float32)
         return moved / torch.linalg.vector_norm(self.first, 1, TOKENS, dtype=torch.float32)
 
     def fits(self, first: Tensor) -> bool:
+        """Tells whether `first` has the shape, dtype and device of the kept residual."""
         kept = self.first
         return kept is not None and (kept.shape, kept.dtype, kept.device) == (
             *(first.shape, first.dtype, first.device),
         )
 
     def keep(self, sigma: float, first: Tensor, rest: Tensor, order: int) -> None:
+        """Stores the residuals of a computed evaluation, and drops those that `order` does not need."""
         # Heun evaluates twice at a sigma: the second replaces the first.
         earlier = [kept for kept in self.rest if kept[0] != sigma] if self.fits(first) else []
         self.first = first
         self.rest = [*earlier, (sigma, rest)][-(order + 1) :]
 
     def predict(self, sigma: float) -> Tensor:
-        """The residual of all blocks but the first."""
+        """Predicts the residual of all blocks but the first at a sigma -> (B, L, D)."""
         last_sigma, last = self.rest[-1]
         if len(self.rest) == 1:
             return last
@@ -90,11 +93,11 @@ class Branch:
 
 
 class _Objection(Exception):
-    """A branch has changed too much after others of the same evaluation were skipped."""
+    """Raised when a branch changes too much after others of its evaluation were skipped."""
 
 
 class ResidualCache:
-    """The state of one sampling run: give every evaluation to `evaluate`, every forward a `forward()`."""
+    """The state of one sampling run; every evaluation needs `evaluate`, every forward a `forward()`."""
 
     def __init__(self, settings: CacheSettings):
         self.settings = settings
@@ -106,10 +109,11 @@ class ResidualCache:
 
     @property
     def report(self) -> str:
+        """Says how many forwards were computed."""
         return f"{self.num_computed} of {self.num_forwards} forwards computed"
 
     def evaluate(self, sigma: float, run: Callable[[], Result]) -> Result:
-        """Runs one evaluation of the velocity, all its branches in one forward or several, with one decision.
+        """Runs one evaluation of the velocity with one decision for all its branches and forwards.
 
         `run` is called again when a branch asks for computation after others have been skipped: only first
         blocks have run until then. A sigma above the last one begins a new run.
@@ -129,17 +133,17 @@ class ResidualCache:
         return result
 
     def forward(self, keys: Sequence[Hashable], run: Run = call_block) -> "CachedRun":
-        """Around the `run` of one forward, whose batch holds the branches `keys` in equal parts."""
+        """Wraps the `run` of one forward; its batch holds the branches `keys` in equal parts."""
         branches = []
         for key in keys:
             # One conditioning may come several times in an evaluation: for tiles, or for guidance by a worse
-            # model. Those are branches of their own.
+            # model. Each is a separate branch.
             branches.append(self._branches.setdefault((key, self._seen[key]), Branch()))
             self._seen[key] += 1
         return CachedRun(self, branches, run)
 
     def decide(self, branches: list[Branch], firsts: Sequence[Tensor]) -> bool:
-        """Whether this forward is skipped, after its first block, whose residuals (B, L, D) are `firsts`.
+        """Decides after the first block whether to skip this forward; `firsts` are its residuals (B, L, D).
 
         Waits for the device, once, unless the evaluation is computed anyway.
         """
@@ -165,10 +169,10 @@ class ResidualCache:
         self._seen = Counter()
 
     def _end_pass(self) -> None:
-        if self._pass_forwards:  # else nothing was asked of the network
+        if self._pass_forwards:  # else the network was not called
             self._num_evaluations += 1
             self._num_skips = self._num_skips + 1 if self._was_skipped else 0
-            # What was not asked for this time would be too old the next time.
+            # A branch that was not used this time would be too old the next time.
             seen = self._seen
             self._branches = {key: kept for key, kept in self._branches.items() if key[1] < seen[key[0]]}
         self.num_forwards += self._pass_forwards
@@ -181,7 +185,7 @@ class ResidualCache:
 
 
 class CachedRun:
-    """The `run` seam of one forward, around another: blocks behind the first may be left out."""
+    """A `Run` around another for one forward, which may skip the blocks behind the first."""
 
     def __init__(self, cache: ResidualCache, branches: list[Branch], run: Run):
         self.cache = cache
@@ -202,7 +206,7 @@ class CachedRun:
         return self.run(kind, index, block, *inputs)
 
     def decide(self, before: Tensor, after: Tensor) -> bool:
-        """Image tokens (B, L, D) before and after the first block -> whether the others are left out."""
+        """Decides whether to skip the other blocks, given image tokens (B, L, D) around the first one."""
         if self.cache.settings.is_off:
             return self.cache.decide(self.branches, ())
         self.after = after
@@ -210,7 +214,7 @@ class CachedRun:
         return self.cache.decide(self.branches, self.firsts)
 
     def complete(self, last: Tensor) -> Tensor:
-        """Image tokens (B, L, D) after the last block, predicted where blocks were left out."""
+        """Gives image tokens (B, L, D) after the last block, predicted where blocks were skipped."""
         if self.cache.settings.is_off:
             return last
         sigma, order = self.cache.sigma, self.cache.settings.order
@@ -223,5 +227,5 @@ class CachedRun:
 
 
 def cached(velocity: Velocity, cache: ResidualCache) -> Velocity:
-    """A guided velocity whose branches make their forwards with `cache`."""
+    """Wraps a guided velocity whose branches make their forwards with `cache`."""
     return lambda x, sigma: cache.evaluate(float(sigma[0]), lambda: velocity(x, sigma))

@@ -1,4 +1,4 @@
-"""Rotary position embedding on several axes; names follow FLUX.
+"""Defines rotary position embedding on several axes; names follow FLUX.
 
 B batch, L tokens, D hidden, H heads.
 """
@@ -18,8 +18,8 @@ class EmbedND(nn.Module):
     def forward(self, ids: Tensor, device: torch.device) -> Tensor:
         """Makes float32 rotation matrices (1, 1, L, D/H/2, 2, 2) of ids (L, axes), integers on the CPU.
 
-        Angles are taken in float64, since float32 loses about 1e-4 rad at the far side of a large image. That
-        happens on the CPU, since some devices lack float64, and once for each position of an axis.
+        Angles are computed in float64, since float32 loses about 1e-4 rad at the far side of a large image.
+        That happens on the CPU, since some devices lack float64, and once for each position of an axis.
         """
         ids = ids.long()
         tables = []

@@ -1,4 +1,4 @@
-"""The flow-matching schedule and its solvers.
+"""Defines the flow-matching schedule and its solvers.
 
 x_t = (1 - sigma) x0 + sigma eps; a velocity is eps - x0, so that x0 = x - sigma velocity. B batch, C
 channels, H and W latent pixels. The solvers follow k-diffusion's conventions (sigmas fall to 0, callbacks
@@ -23,12 +23,12 @@ MAX_STEPS = 1_000_000
 
 
 def shift_mu(num_tokens: int) -> float:
-    """The schedule's mu for an image of `num_tokens` tokens (16x16 pixels each); not clamped."""
+    """Computes the schedule's mu for an image of `num_tokens` tokens (16x16 pixels each); not clamped."""
     return MIN_MU + (MAX_MU - MIN_MU) * (num_tokens - MIN_TOKENS) / (MAX_TOKENS - MIN_TOKENS)
 
 
 def flow_sigmas(steps: int, num_tokens: int, denoise: float = 1.0) -> Tensor:
-    """The reference's schedule: `steps` + 1 sigmas from 1 down to 0, float32.
+    """Makes the reference's schedule: `steps` + 1 sigmas from 1 down to 0, float32.
 
     With `denoise` below 1, the last `steps` steps of a schedule of `steps / denoise`, as for image to image;
     with 0, none. Computed in float32 like ComfyUI's ModelSamplingFlux, whose own grid it equals to the bit
@@ -44,8 +44,9 @@ def flow_sigmas(steps: int, num_tokens: int, denoise: float = 1.0) -> Tensor:
 
 
 def total_steps(steps: int, denoise: float) -> int:
-    """The length of the schedule whose last `steps` steps are run. Raises ValueError when it has no sensible
-    length.
+    """Computes the length of the schedule whose last `steps` steps are run.
+
+    Raises ValueError when that length is not sensible.
     """
     if steps > MAX_STEPS * denoise:
         raise ValueError(
@@ -55,7 +56,7 @@ def total_steps(steps: int, denoise: float) -> int:
 
 
 def guided(positive: Velocity, negative: Velocity, guidance: Guidance) -> Velocity:
-    """The two velocities as one; the negative is computed only where guidance is active."""
+    """Joins the two velocities into one; the negative is computed only where guidance is active."""
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         if not guidance.is_active(sigma[0]):
@@ -66,12 +67,12 @@ def guided(positive: Velocity, negative: Velocity, guidance: Guidance) -> Veloci
 
 
 def reference_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """The authors' starting noise: drawn in bfloat16 on the CPU, which is not the float32 noise rounded."""
+    """Draws the authors' starting noise in bfloat16 on the CPU: it differs from rounded float32 noise."""
     return torch.randn(shape, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(seed))
 
 
 def sample_euler(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
-    """Euler's method, the reference's sampler: one velocity a step."""
+    """Runs Euler's method, the reference's sampler: one velocity per step."""
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         v = velocity(x, sigma.expand(len(x)))
         if callback:
@@ -81,7 +82,7 @@ def sample_euler(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callba
 
 
 def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
-    """Heun's method (arXiv 2206.00364, algorithm 1, no churn): two velocities a step, one in the last."""
+    """Runs Heun's method (arXiv 2206.00364, algorithm 1, no churn), two velocities a step, one at the end."""
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         v = velocity(x, sigma.expand(len(x)))
         if callback:
@@ -98,7 +99,7 @@ def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callbac
 def sample_dpmpp_2m(
     velocity: Velocity, x: Tensor, sigmas: Tensor, callback: Callback | None = None
 ) -> Tensor:
-    """DPM-Solver++(2M) (arXiv 2211.01095) in the variable -log sigma, as k-diffusion and ComfyUI run it."""
+    """Runs DPM-Solver++(2M) (arXiv 2211.01095) in -log sigma, as k-diffusion and ComfyUI do."""
     last: tuple[Tensor, Tensor] | None = None  # denoised, h
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         denoised = x - sigma * velocity(x, sigma.expand(len(x)))

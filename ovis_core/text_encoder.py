@@ -1,4 +1,4 @@
-"""Tokens -> text states: the Qwen3 language model of Ovis2.5-2B.
+"""Turns tokens into text states with the Qwen3 language model of Ovis2.5-2B.
 
 B batch, L tokens, D hidden.
 """
@@ -42,6 +42,7 @@ class TextEncoderConfig:
             )
 
     def to_transformers(self) -> Qwen3Config:
+        """Makes the same config as transformers' class."""
         # `from_dict` takes `rope_theta` in every transformers release that has Qwen3.
         return Qwen3Config.from_dict(
             {
@@ -62,7 +63,7 @@ class TextEncoderConfig:
 
 
 class TextEncoder(nn.Module):
-    """transformers' Qwen3Model with its layers taken from `ops`; parameters are named `model.*`."""
+    """The Qwen3Model of transformers with layers from `ops`; its parameters are named `model.*`."""
 
     def __init__(self, config: TextEncoderConfig, ops: Ops = nn, device=None, dtype=None):
         super().__init__()
@@ -71,7 +72,7 @@ class TextEncoder(nn.Module):
         with torch.device("meta"):
             self.model = Qwen3Model(qwen)
         _replace_layers(self.model, ops, device=device, dtype=dtype)
-        # Its frequencies are a buffer that no file holds, and empty on the meta device: computed anew.
+        # Its frequencies are a buffer: no file holds them, and the meta device leaves them empty.
         self.model.rotary_emb = Qwen3RotaryEmbedding(qwen)
 
     def forward(self, prompts: Sequence[Sequence[int]], device=None, dtype=None) -> Tensor:
@@ -98,7 +99,7 @@ class TextEncoder(nn.Module):
 
 
 def _replace_layers(module: nn.Module, ops: Ops, **factory) -> None:
-    """Puts layers of `ops`, with the same shapes, in the place of the model's own."""
+    """Replaces the model's layers by those of `ops` with the same shapes."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             layer = ops.Linear(child.in_features, child.out_features, bias=child.bias is not None, **factory)

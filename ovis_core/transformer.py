@@ -1,4 +1,4 @@
-"""Latents + text states + sigma -> velocity: the MMDiT.
+"""Defines the MMDiT: latents, text states and sigma -> velocity.
 
 B batch, C channels, H and W latent pixels, L tokens, D hidden.
 """
@@ -57,7 +57,7 @@ class OvisImageTransformer(nn.Module):
     """The velocity network. `blocks` makes its blocks: the textbook's, or those of `lean_blocks`."""
 
     def __init__(self, config: TransformerConfig, ops: Ops = nn, blocks: Blocks = TEXTBOOK, **factory):
-        """`factory`: dtype and device of the weights, as for a torch layer."""
+        """Makes the network; `factory` gives dtype and device of the weights, as for a torch layer."""
         super().__init__()
         self.config = config
         hidden = config.hidden_size
@@ -83,7 +83,7 @@ class OvisImageTransformer(nn.Module):
         attention: Attention = sdp_attention,
         run: Run = call_block,
     ) -> Tensor:
-        """The velocity eps - x0 at `x`.
+        """Computes the velocity eps - x0 at `x`.
 
         x: latents (B, C, H, W), any H and W. sigma: flow time (B,), 1 is noise. context: text states (B, L,
         context_dim), zero where padded; padding takes part in the attention, as in training. run: how a block
@@ -110,7 +110,7 @@ class OvisImageTransformer(nn.Module):
         return unpack_latents(img, even_height, even_width)[..., :height, :width]
 
     def rotary_table(self, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
-        """`EmbedND`'s table of a size in latent pixels, made once: every step needs the same one."""
+        """Makes `EmbedND`'s table for a size in latent pixels, and keeps it for the next steps."""
         key = num_text, height, width, device
         if key not in self._tables:
             if len(self._tables) >= MAX_TABLES:

@@ -1,5 +1,5 @@
-"""Model files: bytes and names on disk, read strictly and written whole.
+"""Reads model files strictly, and writes them whole or not at all.
 
-`storage` and `gguf` know the bytes, `quantized` and `dequantize` the smaller weights; `rules` and `layouts`
-know the names; `parts` holds what is said of each network; `checkpoint` reads and `export` writes.
+`storage` and `gguf` know the bytes, `quantized` and `dequantize` the quantised weights; `rules` and
+`layouts` know the names; `parts` describes each network; `checkpoint` reads and `export` writes.
 """

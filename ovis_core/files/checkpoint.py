@@ -1,4 +1,4 @@
-"""Checkpoints: recognise a file or folder by its headers, and read its weights strictly."""
+"""Recognises a checkpoint, a file or folder, by its headers, and reads its weights strictly."""
 
 import math
 from collections import Counter
@@ -35,7 +35,7 @@ GGUF = ".gguf"
 
 
 class Stamp(NamedTuple):
-    """What tells a file from another one in its place."""
+    """The properties of a file that show whether it was replaced."""
 
     size: int
     modified: int  # nanoseconds
@@ -44,7 +44,7 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[ConfigT, ModuleT]):
-    """A file or folder whose headers have been checked: right part, right tensors, right shapes."""
+    """A file or folder whose headers passed the checks: right part, right tensors, right shapes."""
 
     part: Part[ConfigT, ModuleT]
     path: Path
@@ -99,7 +99,7 @@ class Checkpoint(Generic[ConfigT, ModuleT]):
         return module.to(device).eval().requires_grad_(False)
 
     def _load(self, load: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Loads the tensors of all files. Raises ValueError when a file is not the one of the headers."""
+        """Loads the tensors of all files. Raises ValueError when a file changed after its header was read."""
         tensors: dict[str, Tensor] = {}
         self._check_unchanged()  # before bytes are mapped by the headers
         for file in self.files:
@@ -170,7 +170,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _read_headers(files: tuple[Path, ...]) -> tuple[dict[str, TensorInfo], dict]:
-    """Reads all headers; a GGUF file also gives settings of its language model, as a config.json would."""
+    """Reads all headers, and from a GGUF file the settings of its language model, like a config.json."""
     if not _is_gguf(files[0]):
         return read_headers(files), {}
     infos, metadata = read_gguf_header(files[0])
@@ -238,7 +238,7 @@ def _check_shapes(path: Path, part: Part, layout: Layout, shapes: Shapes, expect
 def _check_finite(path: Path, key: str, weight: Tensor) -> None:
     """Raises ValueError for NaN or infinity, which would otherwise end as a black picture.
 
-    The extremes show both at the speed of memory, so this costs a read that loading pays anyway.
+    Minimum and maximum show both at the speed of memory, so this costs only a read that loading pays anyway.
     """
     low, high = torch.aminmax(weight.float() if weight.dtype == torch.float8_e4m3fn else weight)
     if not (torch.isfinite(low) and torch.isfinite(high)):

@@ -1,8 +1,8 @@
-"""The block formats of GGML: bytes -> numbers, in plain torch, on the device where the bytes are.
+"""Dequantises the block formats of GGML: bytes -> numbers, in plain torch, on the device of the bytes.
 
 Each row of a weight is cut into blocks of 32 or 256 numbers; a block holds whole numbers of 2 to 8 bits and
-their scales. The formats are defined by ggml's quants.c; results equal the `gguf` package's
-to the bit, in float32.
+their scales. ggml's quants.c defines the formats; results equal those of the `gguf` package to the bit, in
+float32.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-MAX_NUMBERS = 2**24  # that are dequantised at once, so that float32 copies of a large weight stay small
+MAX_NUMBERS = 2**24  # at most, at once: float32 copies of a large weight stay small
 
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """How a format stores a block."""
+    """The storage of a block in one format."""
 
     numbers: int
     num_bytes: int
@@ -25,6 +25,7 @@ class BlockFormat:
     decode: Callable[[Tensor], Tensor]  # (N, bytes) -> (N, numbers)
 
     def row_bytes(self, columns: int) -> int:
+        """Counts the bytes of a row of `columns` numbers."""
         return columns // self.numbers * self.num_bytes
 
 
@@ -59,7 +60,7 @@ def _parts(packed: Tensor, shifts: tuple[int, ...], mask: int) -> Tensor:
 
 @lru_cache
 def _column(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Brings numbers to the device once, (N, 1) uint8: each copy would make the host wait for the device."""
+    """Copies numbers to the device once, (N, 1) uint8: each copy makes the host wait for the device."""
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=torch.uint8, device=device)[:, None]
 

@@ -1,4 +1,4 @@
-"""A network -> a file or folder in a layout that others read."""
+"""Writes a network as a file or folder in a layout that others read."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ MAX_SHARD_BYTES = 10 * 10**9
 
 
 class Network(Protocol[ConfigT]):
-    """A module with the config that it was made of."""
+    """A module with the config that it was made from."""
 
     config: ConfigT
 
@@ -27,7 +27,7 @@ def save(
     layout: str,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes one file, or a folder with its config.json where the layout is one."""
+    """Writes one file, or a folder with a config.json where the layout needs it."""
     form = part.layout(network.config, layout)
     state = unconvert(network.state_dict(), form.rules)
     tensors = {form.prefix + key: tensor for key, tensor in state.items()}

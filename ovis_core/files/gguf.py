@@ -1,4 +1,4 @@
-"""GGUF files: headers checked before weights are read, and weights mapped into memory as they are.
+"""Reads GGUF headers before any weights, and maps weights into memory as they are.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Numbers are little-endian.
 """
@@ -26,7 +26,7 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# GGML's numbers of the types: what is read here, and what else there is, for messages.
+# GGML's numbers of the types: those that are read here, and all others for messages.
 TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K",
     11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
@@ -36,14 +36,14 @@ TYPES = {
 
 
 class GGUFHeader(NamedTuple):
-    """What a header says; shapes are in torch's order."""
+    """The contents of a header; shapes are in torch's order."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str | float]  # without arrays
 
 
 class Entry(NamedTuple):
-    """One tensor's line in a header."""
+    """The entry of one tensor in a header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Reads the header of a GGUF file, and no weights.
+    """Reads the header of a GGUF file without its weights.
 
     Raises ValueError saying what is wrong with the file, without reading more than it holds.
     """
@@ -90,6 +90,7 @@ class _Header:
         self.size = path.stat().st_size
 
     def read(self) -> GGUFHeader:
+        """Reads the whole header. Raises ValueError when it is damaged."""
         self._check_start()
         num_tensors, num_entries = self._number("Q"), self._number("Q")
         if num_tensors > MAX_TENSORS or num_entries > MAX_ENTRIES:
@@ -147,7 +148,7 @@ class _Header:
         return key, Entry(dtype, shape, offset)
 
     def _place(self, entries: Mapping[str, Entry], alignment: int) -> dict[str, TensorInfo]:
-        """Finds offsets in the file. Tensors must follow each other with nothing between but padding."""
+        """Finds offsets in the file. Between two tensors only padding is allowed."""
         start = -(-self.file.tell() // alignment) * alignment
         position = start
         infos = {}
@@ -170,7 +171,7 @@ class _Header:
         return {key: infos[key] for key in entries}
 
     def _value(self, kind: int) -> str | float | None:
-        """Reads a metadata value; arrays are passed over and give None."""
+        """Reads a metadata value; skips arrays and gives None for them."""
         if kind in NUMBERS:
             return self._number(NUMBERS[kind])
         if kind == STRING:

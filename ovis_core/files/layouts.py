@@ -1,4 +1,4 @@
-"""The names of tensors in published files: the layouts of each part, and what marks other models.
+"""Defines the tensor names in published files: the layouts of each part, and the marks of other models.
 
 Ours are ComfyUI's names for the MMDiT, FLUX's for the autoencoder and `model.*` for the text encoder.
 """
@@ -9,7 +9,7 @@ from .rules import Layout, Rule, num_blocks
 
 AFFINE = (".weight", ".bias")
 
-# One name of the double blocks' SwiGLU marks the network: FLUX and its other relatives have none.
+# One name of the double blocks' SwiGLU marks the network: FLUX and its other relatives lack it.
 FLUX_MARKER = "double_blocks.0.img_mlp.gate_proj.weight"
 DIFFUSERS_MARKER = "transformer_blocks.0.ff_context.net.0.proj.weight"
 TRANSFORMER_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
@@ -50,7 +50,7 @@ def transformer_layout(keys: Collection[str]) -> Layout | None:
 def flux_transformer_rules(depth: int, depth_single: int, text: str, norm: str = "weight") -> Iterator[Rule]:
     """Yields the rules of the authors' names (`text` = semantic_txt) and of ComfyUI's (txt).
 
-    `norm` is what the file calls an RMSNorm's weight.
+    `norm` is the file's name of an RMSNorm's weight.
     """
     yield from _affine("img_in", "time_in.in_layer", "time_in.out_layer", (f"{text}_in", "txt_in"))
     yield from _affine("final_layer.linear", "final_layer.adaLN_modulation.1")
@@ -123,7 +123,7 @@ def _diffusers_single_rules(theirs: str, ours: str, source_rows: tuple[int, ...]
 
 TEXT_ENCODER_PREFIXES = {"authors": "llm.model.", "comfyui": "model.", "diffusers": ""}
 
-# What llama.cpp calls the layers of a Qwen3 block.
+# The names of a Qwen3 block's layers in llama.cpp.
 LLAMA_NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
@@ -218,7 +218,7 @@ def _affine(*layers: str | tuple[str, str]) -> Iterator[Rule]:
             yield Rule((theirs + end,), (ours + end,))
 
 
-# What else a file may be, by names that no other kind of file has; the first match counts.
+# Other models, by names that no other kind of file has; the first match counts.
 SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a LoRA", (".lora_A.", ".lora_down.", ".lora_up.", ".lokr_w", ".hada_w", ".dora_scale")),
     ("an Ovis-Image diffusion model", (FLUX_MARKER, "context_embedder_norm.")),

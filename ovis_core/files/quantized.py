@@ -1,4 +1,4 @@
-"""Quantised weights in files: which layers have them, in what form, and what is supported.
+"""Finds quantised weights in files, and checks that their form is supported.
 
 Safetensors files hold fp8 or int8 weights with quantisation metadata beside them: the scales and formats of
 their layers. GGUF files hold rows of blocks (see `dequantize`).
@@ -28,7 +28,7 @@ TORCH_DTYPES = {
     "I8": torch.int8,
 }
 
-# What fp8 files call a weight's scale (two generations of names), and what else they say of a layer.
+# The names of a weight's scale in fp8 files (two generations), and of their other metadata.
 SCALE_ENDS = (".scale_weight", ".weight_scale")
 QUANT_ENDS = (*SCALE_ENDS, ".scale_input", ".input_scale", ".comfy_quant")
 QUANT_MARK = "scaled_fp8"
@@ -49,7 +49,7 @@ def split_metadata(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[tuple[s
 
 
 def scales_of(metadata: QuantMetadata[T]) -> dict[str, T]:
-    """Picks the scales: {weight: what to multiply it by}."""
+    """Picks the scales: {weight: its factor}."""
     return {f"{layer}.weight": scale for (layer, end), scale in metadata.items() if end in SCALE_ENDS}
 
 
@@ -72,7 +72,7 @@ def block_formats(path: Path, layout: Layout, weights: Mapping[str, TensorInfo])
 
 
 def check_dtypes(path: Path, weights: Mapping[str, TensorInfo], scales: Mapping[str, TensorInfo]) -> None:
-    """Raises ValueError for tensors, or scales, of a kind that is not supported."""
+    """Raises ValueError for tensors or scales of an unsupported kind."""
     for key, info in weights.items():
         if 0 in info.shape:
             raise ValueError(f"{path.name} has the empty tensor {key}; download the file again")

@@ -1,4 +1,4 @@
-"""Rules from a file's tensor names to ours, and the conversion in both directions.
+"""Maps a file's tensor names to ours by rules, and converts tensors in both directions.
 
 A rule joins the rows of its sources and cuts them into its targets. This covers renamed, fused and split
 weights.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rule:
-    """Which tensors of a file become which of ours."""
+    """The tensors of a file that become one or more of ours."""
 
     sources: tuple[str, ...]  # names in the file
     targets: tuple[str, ...]  # our names; several take equal shares of the rows
@@ -25,7 +25,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file names the tensors of a part."""
+    """The names of a part's tensors in a file."""
 
     name: str
     prefix: str  # before every name in the file

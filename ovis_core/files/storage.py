@@ -1,4 +1,4 @@
-"""Safetensors on disk: headers checked before weights are read, shards, whole-or-nothing writing."""
+"""Reads safetensors headers before any weights, and writes files whole or not at all."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from torch import Tensor
 MAX_HEADER_BYTES = 16 * 2**20  # a 7 B model's header is 0.1 MiB
 MAX_TENSORS = 20_000
 MAX_NAME = 512  # characters of a tensor's name
-MAX_METADATA = 2**20  # characters of what a file says of itself
+MAX_METADATA = 2**20  # characters of a file's metadata
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
 
-# What people save under the wrong name, by its first bytes.
+# Kinds of file that people save under the wrong name, by their first bytes.
 IMPOSTORS = {
     b"PK\x03\x04": "a PyTorch pickle (.ckpt, .pt), which can run code; convert it to safetensors",
     b"\x80\x02": "a Python pickle, which can run code; convert it to safetensors",
@@ -32,7 +32,7 @@ IMPOSTORS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor."""
+    """The entry of one tensor in a header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Reads what the header of one safetensors file says of its tensors.
+    """Reads the entries of all tensors in the header of one safetensors file.
 
     Stricter than the format: no duplicate names, no unknown dtypes, no gaps, overlaps or trailing bytes.
     Raises ValueError saying what is wrong with the file.
@@ -81,7 +81,7 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
 
 
 def _fault(start: bytes, length: int, size: int) -> str:
-    """Tells by the first bytes what a file is instead of safetensors."""
+    """Names by the first bytes what a file is instead of safetensors."""
     for magic, meaning in IMPOSTORS.items():
         if start.startswith(magic):
             return f"is {meaning}"
@@ -184,7 +184,7 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 def check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raises ValueError when a folder's index says something else than its files do."""
+    """Raises ValueError when a folder's index contradicts its files."""
     for index in folder.glob("*.safetensors.index.json"):
         weight_map = read_json(index)["weight_map"]
         for key in sorted({*weight_map, *tensors}):
@@ -221,6 +221,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(value: Mapping, path: Path) -> None:
+    """Writes a JSON file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
@@ -238,7 +239,7 @@ def write_folder(tensors: Mapping[str, Tensor], folder: Path, stem: str, max_sha
     """Writes `stem`.safetensors into the folder, or shards of at most `max_shard_bytes` with their index."""
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / f"{stem}.safetensors.index.json"
-    index.unlink(missing_ok=True)  # of an earlier model, which would lead to its shards
+    index.unlink(missing_ok=True)  # an earlier model's, which would lead to its shards
     before = set(folder.glob(f"{stem}*.safetensors"))
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
@@ -262,7 +263,7 @@ def write_folder(tensors: Mapping[str, Tensor], folder: Path, stem: str, max_sha
 
 
 class replacing:
-    """Opens a temporary file beside the target, which takes the target's place when the block succeeds."""
+    """Opens a temporary file beside the target, which replaces it when the block succeeds."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -270,7 +271,7 @@ class replacing:
     def __enter__(self) -> Path:
         self.temporary = self.path.with_name(f".{self.path.name[:100]}.{uuid.uuid4().hex}.part")
         handle = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        # What any new file gets here, while safetensors makes private ones.
+        # The mode of any new file here, while safetensors makes private ones.
         self.mode = os.fstat(handle).st_mode & 0o777
         os.close(handle)
         return self.temporary

@@ -1,4 +1,4 @@
-"""The names of layers and tensors in LoRA files, and the rows of our layers that they stand for.
+"""Maps the names of layers and tensors in LoRA files to the rows of our layers.
 
 A file names layers as ComfyUI, the authors or diffusers do, after the prefix of the tool that wrote it, with
 dots or underscores. A tensor's ending says what it is to its method.
@@ -42,12 +42,12 @@ PEFT_ENDINGS = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a tool names what it writes."""
+    """The naming of layers and tensors by one tool."""
 
     prefix: str
     names: str  # whose, as for `layer_table`
-    underscores: bool = False  # in place of dots
-    peft: bool = False  # PEFT's endings, which know LoRA and DoRA alone and no alpha
+    underscores: bool = False  # instead of dots
+    peft: bool = False  # PEFT's endings: only LoRA and DoRA, without alpha
 
 
 DIALECTS = {
@@ -63,7 +63,7 @@ DIALECTS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one of our layers, and which rows of a file's layer they are."""
+    """Rows of one of our layers, and the matching rows of a file's layer."""
 
     layer: str
     ours: slice
@@ -75,7 +75,7 @@ LayerTable = Mapping[str, tuple[Rows, ...]]  # {a file's name of a layer, withou
 
 @lru_cache(maxsize=16)
 def all_layers(config: TransformerConfig) -> LayerTable:
-    """Joins the tables of all three."""
+    """Joins the layer tables of all three namings."""
     return {
         **layer_table(config, "authors"),
         **layer_table(config, "comfyui"),
@@ -107,7 +107,7 @@ def _places(rules: Iterable[Rule], shapes: Shapes) -> Iterator[tuple[str, tuple[
 
 
 def _overlaps(targets: tuple[str, ...], rows: list[int], source: slice) -> Iterator[Rows]:
-    """Finds where a range of all targets' rows, one behind the other, falls."""
+    """Finds the targets that a range of their joined rows falls on."""
     begin = 0
     for target, count in zip(targets, rows, strict=True):
         first, last = max(source.start, begin), min(source.stop, begin + count)
@@ -118,7 +118,7 @@ def _overlaps(targets: tuple[str, ...], rows: list[int], source: slice) -> Itera
 
 
 class TensorName(NamedTuple):
-    """A tensor's name in a LoRA file."""
+    """A tensor's name in a LoRA file, split in two."""
 
     layer: str  # as the file names it
     ending: str  # as ComfyUI names it

@@ -1,4 +1,4 @@
-"""LoRA files in any dialect -> changes of our layers.
+"""Reads LoRA files in any dialect into changes of our layers.
 
 A layer's change has the endings of its method: LoRA, DoRA, LoHa, LoKr or plain differences. A file's layer
 can be part of one of ours, or parts of several (diffusers' to_q, proj_mlp, ff.net.0.proj, norm_out): its rows
@@ -20,7 +20,7 @@ from .names import Rows, all_layers, find_layer, split_name
 
 @dataclass(frozen=True)
 class Change:
-    """A change of rows of one parameter of ours: one method's tensors, under ComfyUI's endings."""
+    """A change to rows of one of our parameters: one method's tensors, under ComfyUI's endings."""
 
     parameter: str  # such as single_blocks.0.linear1.weight
     rows: slice
@@ -30,7 +30,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Lora:
-    """What a LoRA file changes."""
+    """The changes that a LoRA file makes to our layers."""
 
     changes: tuple[Change, ...]
     num_layers: int  # of the file, all matched
@@ -80,7 +80,7 @@ def read_lora(
 
 
 def dense(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Multiplies out the difference that a method's tensors stand for, in float32."""
+    """Computes the weight difference of a method's tensors, in float32."""
     t = {key: tensor.float() for key, tensor in tensors.items()}
     if "diff" in t:
         return t["diff"]
@@ -155,7 +155,10 @@ METHODS = (
 
 
 def _check_change(name: str, layer: str, weight: dict[str, Tensor], expected: tuple[int, ...]) -> None:
-    """Raises ValueError for half a method or another shape; gives DoRA's magnitudes ComfyUI's shape."""
+    """Checks a change, and gives DoRA's magnitudes ComfyUI's shape.
+
+    Raises ValueError for an incomplete method or a shape that does not fit.
+    """
     endings = set(weight) - {"alpha", "dora_scale"}
     lokr = {ending.split("_w")[0] for ending in endings} == {"lokr"} and all(
         f"lokr_w{i}" in endings or {f"lokr_w{i}_a", f"lokr_w{i}_b"} <= endings for i in (1, 2)

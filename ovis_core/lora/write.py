@@ -1,4 +1,4 @@
-"""Changes of our layers -> LoRA files in the dialect that another tool reads."""
+"""Writes changes of our layers as LoRA files in the dialect that another tool reads."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .read import Change, Lora, dense
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a change that fall on a file's layer."""
+    """The rows of a change that fall on a file's layer."""
 
     change: Change
     source: slice  # of the file's layer
@@ -21,15 +21,16 @@ class Piece:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
+        """Gives the tensors of the whole change."""
         return self.change.tensors
 
 
 def write_lora(lora: Lora, config: TransformerConfig, dialect: str) -> dict[str, Tensor]:
-    """Makes the tensors of a file in a dialect (`DIALECTS`), which changes the same weights as much.
+    """Makes a file's tensors in a dialect (`DIALECTS`), with the same effect on the weights.
 
     A layer that is one of ours keeps its tensors; rows are joined by stacking ranks and cut without loss. For
     PEFT's endings alpha is multiplied in, and other methods become LoRA of full rank. Raises ValueError for
-    what a dialect cannot say.
+    what a dialect cannot express.
     """
     form = DIALECTS[dialect]
     file = {}
@@ -43,13 +44,13 @@ def write_lora(lora: Lora, config: TransformerConfig, dialect: str) -> dict[str,
         if form.peft and tensors:
             tensors = _as_peft(layer, tensors)
         name = form.prefix + (layer.replace(".", "_") if form.underscores else layer)
-        # Cloned, because layers that were cut from one share its matrix, and files share nothing.
+        # Cloned: layers cut from one share its matrix, and safetensors refuses shared memory.
         file |= {f"{name}.{ending}": tensor.clone() for ending, tensor in tensors.items()}
     return file
 
 
 def _pieces(changes: Iterable[Change], place: Rows, kind: str) -> Iterator[Piece]:
-    """Finds what falls on some rows of a layer."""
+    """Finds the pieces of changes that fall on some rows of a layer."""
     for change in changes:
         first = max(place.ours.start, change.rows.start)
         last = min(place.ours.stop, change.rows.stop)
@@ -60,7 +61,7 @@ def _pieces(changes: Iterable[Change], place: Rows, kind: str) -> Iterator[Piece
 
 
 def _join(layer: str, pieces: Sequence[Piece], rows: int) -> dict[str, Tensor]:
-    """Joins all that falls on a layer into its tensors."""
+    """Joins all pieces on a layer into its tensors."""
     piece = pieces[0]
     num_changed = piece.change.rows.stop - piece.change.rows.start
     if len(pieces) == 1 and piece.source == piece.part == slice(0, rows) and num_changed == rows:
@@ -75,7 +76,7 @@ def _join(layer: str, pieces: Sequence[Piece], rows: int) -> dict[str, Tensor]:
 
 
 def _join_low_rank(layer: str, pieces: Sequence[Piece], rows: int) -> dict[str, Tensor]:
-    """Joins LoRAs of parts of the rows: their ranks side by side, equal matrices A only once."""
+    """Joins LoRAs of parts of the rows by stacking ranks; equal matrices A are kept once."""
     downs: list[Tensor] = []
     places = []
     for piece in pieces:
@@ -114,7 +115,7 @@ def _join_magnitudes(layer: str, pieces: Sequence[Piece], rows: int) -> Tensor:
 
 
 def _dense_rows(pieces: Sequence[Piece], rows: int) -> Tensor:
-    """Multiplies out all that falls on a layer."""
+    """Computes the weight difference of all pieces on a layer, in float32."""
     parts = [dense(piece.tensors)[piece.part] for piece in pieces]
     difference = torch.zeros(rows, *parts[0].shape[1:])
     for piece, part in zip(pieces, parts, strict=True):
@@ -127,7 +128,7 @@ def _scale(tensors: Mapping[str, Tensor]) -> float:
 
 
 def _as_peft(layer: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gives a layer's tensors PEFT's endings."""
+    """Renames a layer's tensors to PEFT's endings, and multiplies alpha in."""
     if "diff_b" in tensors:
         raise ValueError(
             f"the file changes the bias of {layer}, which PEFT's endings cannot say; use comfyui or kohya"
