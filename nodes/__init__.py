@@ -1,4 +1,4 @@
-"""The nodes in menu order."""
+"""Lists the nodes in menu order."""
 
 from .acceleration import OvisImageAttention, OvisImageCache, OvisImageCompile
 from .campaign import OvisCampaignRows, OvisLabelledGrid

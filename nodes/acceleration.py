@@ -1,4 +1,4 @@
-"""Faster sampling: MODEL -> MODEL."""
+"""Makes sampling faster: MODEL -> MODEL."""
 
 from functools import partial
 
@@ -14,6 +14,8 @@ CATEGORY = "Ovis-Image"
 
 
 class OvisImageCache(io.ComfyNode):
+    """A node that skips blocks whose result changes little between steps."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -71,6 +73,8 @@ class OvisImageCache(io.ComfyNode):
 
 
 class OvisImageCompile(io.ComfyNode):
+    """A node that compiles the blocks."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -94,6 +98,8 @@ class OvisImageCompile(io.ComfyNode):
 
 
 class OvisImageAttention(io.ComfyNode):
+    """A node that chooses the attention kernel."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

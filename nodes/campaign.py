@@ -1,4 +1,4 @@
-"""A table -> many pictures, and many pictures -> one sheet."""
+"""Turns a table into many pictures, and many pictures into one sheet."""
 
 from comfy_api.latest import io, ui
 from server import PromptServer
@@ -18,6 +18,8 @@ def _row_number(name: str, default: int, least: int, tooltip: str) -> io.Int.Inp
 
 
 class OvisCampaignRows(io.ComfyNode):
+    """A node that plans the pictures of a table."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -91,7 +93,7 @@ class OvisCampaignRows(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, skip_existing, **others):
-        # What exists in the output folder changes with every run: never the same, so that it is looked up.
+        # The output folder changes with every run: NaN never equals itself, so ComfyUI looks again.
         return table_state(file) if skip_existing is False else float("nan")
 
     @classmethod
@@ -104,6 +106,8 @@ class OvisCampaignRows(io.ComfyNode):
 
 
 class OvisLabelledGrid(io.ComfyNode):
+    """A node that draws pictures with labels on one sheet."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -1,10 +1,12 @@
-"""Prompt -> CONDITIONING."""
+"""Encodes a prompt -> CONDITIONING."""
 
 from comfy_api.latest import io
 from server import PromptServer
 
 
 class OvisImageTextEncode(io.ComfyNode):
+    """A node that encodes a prompt."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -36,6 +38,6 @@ class OvisImageTextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text: str) -> io.NodeOutput:
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-        if hasattr(clip.tokenizer, "report"):  # not on ComfyUI's own CLIP, which fits here too
+        if hasattr(clip.tokenizer, "report"):  # ComfyUI's own CLIP fits here, too, but lacks it
             PromptServer.instance.send_progress_text(clip.tokenizer.report(text), cls.hidden.unique_id)
         return io.NodeOutput(conditioning)

@@ -1,4 +1,4 @@
-"""Copy -> prompt: fields, lettering styles and boxes, and what a prompt will lose on its way."""
+"""Writes prompts from copy: fields, lettering styles and boxes; tells what a prompt will lose."""
 
 from comfy_api.latest import io, ui
 from server import PromptServer
@@ -26,6 +26,8 @@ TEXTS_OUTPUTS = [
 
 
 class OvisCopy(io.ComfyNode):
+    """A node that writes a prompt from a poster's texts."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -89,6 +91,8 @@ class OvisCopy(io.ComfyNode):
 
 
 class OvisPromptCheck(io.ComfyNode):
+    """A node that checks a prompt."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -140,6 +144,8 @@ class OvisPromptCheck(io.ComfyNode):
 
 
 class OvisStyle(io.ComfyNode):
+    """A node that describes a lettering style."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -173,6 +179,8 @@ class OvisStyle(io.ComfyNode):
 
 
 class OvisLayout(io.ComfyNode):
+    """A node that writes a prompt from boxes."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

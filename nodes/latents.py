@@ -1,4 +1,4 @@
-"""Sizes and aspect presets -> LATENT."""
+"""Makes a LATENT from sizes and aspect presets."""
 
 from comfy_api.latest import io
 
@@ -6,7 +6,7 @@ from nodes import MAX_RESOLUTION
 
 from .adapters.loading.autoencoder import empty_latent
 
-# About one megapixel each, sides in multiples of 16: what the model was trained on (aspect ratios 1:4 to
+# About one megapixel each, sides in multiples of 16: the training sizes (aspect ratios 1:4 to
 # 4:1).
 PORTRAITS = {
     "1:4": (512, 2048),
@@ -25,6 +25,8 @@ CUSTOM = "custom"
 
 
 class OvisImageEmptyLatent(io.ComfyNode):
+    """A node that makes an empty latent."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         side = {"default": 1024, "min": 16, "max": MAX_RESOLUTION, "step": 16}

@@ -1,4 +1,4 @@
-"""File names -> MODEL, CLIP, VAE."""
+"""Loads files by name -> MODEL, CLIP, VAE."""
 
 from comfy_api.latest import io
 
@@ -8,6 +8,8 @@ from .adapters.weights.formats import WEIGHT_DTYPES
 
 
 class OvisImageLoader(io.ComfyNode):
+    """A node that loads a model's three parts."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -1,4 +1,4 @@
-"""LoRA files -> MODEL, and one dialect -> another."""
+"""Loads LoRA files on a MODEL, and converts one dialect to another."""
 
 from comfy_api.latest import io, ui
 
@@ -8,6 +8,8 @@ CATEGORY = "Ovis-Image"
 
 
 class OvisImageLoraLoader(io.ComfyNode):
+    """A node that loads a LoRA."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -52,6 +54,8 @@ class OvisImageLoraLoader(io.ComfyNode):
 
 
 class OvisImageLoraConvert(io.ComfyNode):
+    """A node that writes a LoRA in another dialect."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -1,4 +1,4 @@
-"""Quantised MODEL + reference -> what each layer lost."""
+"""Compares a quantised MODEL with a reference -> the error of each layer."""
 
 from comfy_api.latest import io, ui
 
@@ -6,6 +6,8 @@ from .adapters.weights.quant_check import check_layers
 
 
 class OvisImageQuantCheck(io.ComfyNode):
+    """A node that measures the error of quantised layers."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

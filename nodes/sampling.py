@@ -1,4 +1,4 @@
-"""Schedule, guidance, sampler -> SIGMAS, GUIDER, LATENT."""
+"""Samples: schedule, guidance, sampler -> SIGMAS, GUIDER, LATENT."""
 
 from functools import partial
 
@@ -23,6 +23,8 @@ DENOISE_TOOLTIP = (
 
 
 class OvisImageScheduler(io.ComfyNode):
+    """A node that makes the schedule's sigmas."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -54,6 +56,8 @@ class OvisImageScheduler(io.ComfyNode):
 
 
 class OvisImageGuider(io.ComfyNode):
+    """A node that makes a guider."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         level = {"min": 0.0, "max": 1.0, "step": 0.01}
@@ -133,6 +137,8 @@ class OvisImageGuider(io.ComfyNode):
 
 
 class OvisImageSampler(io.ComfyNode):
+    """A node that samples a latent."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

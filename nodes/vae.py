@@ -1,4 +1,4 @@
-"""LATENT <-> IMAGE."""
+"""Converts LATENT <-> IMAGE."""
 
 from comfy_api.latest import io
 
@@ -12,6 +12,8 @@ TILE_TOOLTIP = (
 
 
 class OvisImageVAEDecode(io.ComfyNode):
+    """A node that decodes latents to images."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -34,6 +36,8 @@ class OvisImageVAEDecode(io.ComfyNode):
 
 
 class OvisImageVAEEncode(io.ComfyNode):
+    """A node that encodes images to latents."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

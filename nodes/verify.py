@@ -1,4 +1,4 @@
-"""IMAGE and the texts it should show -> score, verdict, the best picture, or another try."""
+"""Verifies an IMAGE's texts -> score, verdict, the best picture, or another try."""
 
 from comfy_api.latest import io, ui
 from server import PromptServer
@@ -17,7 +17,7 @@ JSON = io.String.Output(
 
 
 def judging_inputs() -> list:
-    """What counts as right."""
+    """Makes the inputs that say what counts as right."""
     return [
         io.String.Input(
             "texts",
@@ -49,6 +49,8 @@ def judging_inputs() -> list:
 
 
 class OvisTextVerify(io.ComfyNode):
+    """A node that verifies the texts in pictures."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -89,6 +91,8 @@ class OvisTextVerify(io.ComfyNode):
 
 
 class OvisTextBestOf(io.ComfyNode):
+    """A node that ranks pictures by their texts."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -131,6 +135,8 @@ class OvisTextBestOf(io.ComfyNode):
 
 
 class OvisTextRetry(io.ComfyNode):
+    """A node that draws until the text is right."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -141,7 +147,7 @@ class OvisTextRetry(io.ComfyNode):
             "max_tries is reached; gives the best. Needs the packages rapidocr and onnxruntime.",
             search_aliases=["ovis", "ocr", "retry", "loop", "until", "seed search", "best of n"],
             enable_expand=True,
-            accept_all_inputs=True,  # what a try hands to the next one is no input of the user's
+            accept_all_inputs=True,  # a try passes these to the next one; users do not set them
             inputs=[
                 io.Model.Input("model", raw_link=True, tooltip="The model."),
                 io.Conditioning.Input("positive", raw_link=True, tooltip="What to draw."),

@@ -1,4 +1,4 @@
-"""The core's autoencoder as a ComfyUI VAE."""
+"""Wraps the core's autoencoder into a ComfyUI VAE."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ....ovis_core.latents import LATENT_CHANNELS, VAE_FACTOR
 from ..sampling.checks import check_finite
 
 # Bytes of activations per image pixel and byte of dtype. 512 and 640 are counted at the full size (a test
-# counts again); a quarter more is for what a device's kernels want. ComfyUI asks for 1767 and 2178.
+# counts again); a quarter more is for the workspace of kernels. ComfyUI asks for 1767 and 2178.
 ENCODE_BYTES = 640
 DECODE_BYTES = 800
 MIN_TILE = 64  # image pixels

@@ -1,4 +1,4 @@
-"""The core's transformer as a ComfyUI diffusion model: MODEL."""
+"""Wraps the core's transformer into a ComfyUI diffusion model: MODEL."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..weights.patchers import patch_model
 
 
 class OvisImageModelConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI wants to know of a model before it is built."""
+    """ComfyUI's configuration of a model before it is built."""
 
     latent_format = comfy.latent_formats.Flux
     unet_extra_config = {}
@@ -42,16 +42,16 @@ class OvisImageModel(AliasedModel):
     def __init__(self, model_config: OvisImageModelConfig, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.FLUX, device, ComfyTransformer)
         self.asking: Asking | None = None
-        self.exchanged_weights = {}  # by hooks, of all patchers of this model
+        self.exchanged_weights = {}  # by hooks of all patchers of this model
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Mapping | None = None) -> float:
-        """Bytes of activations that a forward of latents (B, C, H, W) takes at its peak."""
+        """Estimates the peak bytes of activations in a forward of latents (B, C, H, W)."""
         if not has_fused_attention():
             return super().memory_required(input_shape, cond_shapes or {})
         return bytes_to_ask_for(self, input_shape)
 
     def extra_conds(self, **kwargs) -> dict:
-        """Text states where and as the network takes them.
+        """Passes the text states to the network under the name that it takes.
 
         Each prompt keeps its own length: ComfyUI repeats a shorter one until it is as long as the longest.
         Raises ValueError for a ControlNet before it runs: FLUX's do not fit the text states.

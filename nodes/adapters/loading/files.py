@@ -1,4 +1,4 @@
-"""The files and folders that ComfyUI's model folders offer for each part, and the path of a chosen name."""
+"""Lists the files and folders in ComfyUI's model folders for each part, and finds a chosen one."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ PIPELINES = "diffusers"
 OWN_MODELS = Path(__file__).parents[3] / "models"
 EXTENSIONS = (".safetensors", ".sft")
 GGUF_PARTS = (TRANSFORMER, TEXT_ENCODER)
-# Files that stand for the folder they lie in: shards, and what diffusers and transformers call a single file.
+# Files that stand for their folder: shards, and the single files of diffusers and transformers.
 FOLDER_FILE = re.compile(r"(-\d{5}-of-\d{5}|(^|[/\\])(model|diffusion_pytorch_model))\.safetensors$")
 
 
@@ -32,10 +32,12 @@ def model_names() -> list[str]:
 
 
 def text_encoder_names() -> list[str]:
+    """Lists text encoders as `model_names` does."""
     return list(_paths(TEXT_ENCODER))
 
 
 def vae_names() -> list[str]:
+    """Lists autoencoders as `model_names` does."""
     return list(_paths(AUTOENCODER))
 
 
@@ -57,7 +59,7 @@ def _paths(part: Part) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     names = [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(EXTENSIONS)]
     for name in names + (_gguf_names(kind) if part in GGUF_PARTS else []):
-        if not name.isprintable():  # a name that is no text cannot be sent to the editor
+        if not name.isprintable():  # a name that is not valid text cannot be sent to the editor
             continue
         path = Path(folder_paths.get_full_path(kind, name) or "")
         parent = Path(name).parent

@@ -1,4 +1,4 @@
-"""Three names -> MODEL, CLIP and VAE that belong together."""
+"""Loads a MODEL, CLIP and VAE that belong together, by their three names."""
 
 import comfy.model_patcher
 import comfy.sd

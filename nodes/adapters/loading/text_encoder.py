@@ -1,4 +1,4 @@
-"""The core's tokenizer and text encoder as a ComfyUI CLIP."""
+"""Wraps the core's tokenizer and text encoder into a ComfyUI CLIP."""
 
 import logging
 from functools import partial
@@ -39,12 +39,12 @@ class ComfyTokenizer:
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **_
     ) -> dict[str, list[list[tuple]]]:
-        """Tokens in their template, each of weight 1: ComfyUI's weight syntax is text to this model."""
+        """Tokenizes a prompt in its template, each token at weight 1: weight syntax is plain text here."""
         tokens = self.prompt_tokenizer(text)
         if tokens.num_lost:
             log.warning("Ovis-Image prompt: %s", budget_report(tokens))
-        # A word id is a number other than 0 for each token of the prompt; one per token says as much as we
-        # know.
+        # ComfyUI wants a word id other than 0 for each token of the prompt; words are unknown here, so each
+        # token gets its own.
         return {
             TOKENS_KEY: [[(t, 1.0, i + 1) if return_word_ids else (t, 1.0) for i, t in enumerate(tokens.ids)]]
         }
@@ -54,17 +54,21 @@ class ComfyTokenizer:
         return budget_report(self.prompt_tokenizer(text))
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
+        """Pairs each token with its text."""
         tokenizer = self.prompt_tokenizer.tokenizer
         return [(pair, tokenizer.decode([pair[0]])) for pair in pairs]
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Decodes token ids to text."""
         return self.prompt_tokenizer.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def state_dict(self) -> dict:
+        """Returns nothing: the tokenizer is not saved with the model."""
         return {}
 
 
 def budget_report(tokens: PromptTokens) -> str:
+    """Says how much of the budget the tokens take, and how many were cut off."""
     used = f"{len(tokens.ids)} of {MAX_TOKENS} tokens"
     return f"{used}; {tokens.num_lost} more were cut off, shorten the prompt" if tokens.num_lost else used
 
@@ -87,6 +91,7 @@ class ComfyTextEncoder(TextEncoder):
         self.execution_device: torch.device | None = None
 
     def set_clip_options(self, options: dict) -> None:
+        """Takes ComfyUI's options. Raises ValueError for another layer than the last."""
         self.execution_device = options.get("execution_device", self.execution_device)
         if options.get("layer") not in (None, -1):
             raise ValueError(
@@ -94,6 +99,7 @@ class ComfyTextEncoder(TextEncoder):
             )
 
     def reset_clip_options(self) -> None:
+        """Resets ComfyUI's options."""
         self.execution_device = None
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
@@ -103,6 +109,7 @@ class ComfyTextEncoder(TextEncoder):
         return states.to(comfy.model_management.intermediate_device(), torch.float32), None
 
     def load_sd(self, state: dict[str, Tensor]):
+        """Loads a state dict as ComfyUI's CLIP does."""
         return self.load_state_dict(state, strict=False, assign=getattr(self, "can_assign_sd", False))
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):

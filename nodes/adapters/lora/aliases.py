@@ -1,10 +1,10 @@
-"""The names of every LoRA dialect on our MODEL, so that ComfyUI's own LoRA nodes find its layers.
+"""Names our MODEL's layers in every LoRA dialect, so that ComfyUI's own LoRA nodes find them.
 
 Those nodes make LoRA names of the keys of a model's state dict, look for these names in a file, and give what
 they find to the model's patcher. ComfyUI has no hook for further names, so they are shown to it: the model is
 of a class whose names get no prefix (`GenmoMochi`), its state dict has an empty tensor for each name, the
-network has an attribute for each, and the patcher puts what arrives on the rows of our parameters. Nor is
-there a hook for the class of a clone without dynamic VRAM, which is given ours afterwards.
+network has an attribute for each, and the patcher puts what arrives on the rows of our parameters. Nor does
+it have a hook for the class of a clone without dynamic VRAM, which is set to ours afterwards.
 
 One hook would end all this: `comfy.lora.model_lora_keys_unet` asks the model for {LoRA name: target}, where a
 target may be a range of rows, in bypass mode as in weight patches. `all_layers` would be the answer, and the
@@ -53,6 +53,7 @@ class AliasedModel(comfy.model_base.GenmoMochi):
         return state
 
     def extra_conds(self, **kwargs) -> dict:
+        """Makes the conds of a plain model, without GenmoMochi's own."""
         return comfy.model_base.BaseModel.extra_conds(self, **kwargs)
 
 
@@ -111,7 +112,7 @@ class LayerAlias:
 
 
 class _Name:
-    """A part of a dotted name: its attributes and items are what comes behind the dot."""
+    """A part of a dotted name, with what follows the dot as attributes and items."""
 
     def __init__(self):
         self.parts = {}
@@ -156,11 +157,11 @@ def name_layers(network: nn.Module) -> dict[str, LayerAlias]:
 class AliasPatcher:
     """Part of a ModelPatcher of an `AliasedModel`: puts patches for aliases where they belong."""
 
-    static_class: type  # of what ComfyUI makes of a patcher with dynamic VRAM on request
+    static_class: type  # of the clone that ComfyUI makes on request of a patcher with dynamic VRAM
     _without_alpha: tuple[LoRAAdapter, ...] = ()
 
     def add_patches(self, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
-        """As ComfyUI's -> the keys of `patches` that were applied. Raises ValueError for what cannot be."""
+        """Adds patches -> the keys that were applied. Raises ValueError for patches that do not fit."""
         placed, origin = self._place(patches)
         added = super().add_patches(placed, strength_patch, strength_model)
         self._without_alpha = tuple(
@@ -169,22 +170,23 @@ class AliasPatcher:
         return [origin[target] for target in added]
 
     def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0) -> list:
+        """Adds a hook's patches as `add_patches` does."""
         placed, origin = self._place(patches)
         added = super().add_hook_patches(hook, placed, strength_patch, strength_model)
         return [origin[target] for target in added]
 
     def set_attachments(self, key: str, attachment) -> None:
-        """ComfyUI's LoRA loader attaches a file's metadata, where diffusers writes alpha, to its patches."""
+        """Takes alpha from the metadata that ComfyUI's LoRA loader attaches, where diffusers writes it."""
         if key == "lora_metadata" and (alpha := alpha_of(attachment, "this LoRA")) is not None:
             for adapter in self._without_alpha:
                 adapter.weights = (*adapter.weights[:2], alpha, *adapter.weights[3:])
         super().set_attachments(key, attachment)
 
     def set_injections(self, key: str, injections: list[PatcherInjection]) -> None:
-        """A second LoRA in bypass mode joins the first, which ComfyUI would drop."""
+        """Keeps the first LoRA in bypass mode when a second comes, which ComfyUI would drop."""
         stack = [*self.injections.get(key, ()), *injections]
         if key == "bypass_lora" and len(stack) > 1:
-            # The last in is the first out: each has kept the forward that it found.
+            # Ejected in reverse order, since each restores the forward that it found.
             injections = [
                 PatcherInjection(
                     inject=lambda patcher: [injection.inject(patcher) for injection in stack],
@@ -202,15 +204,16 @@ class AliasPatcher:
             for key, value in state.items()
             if key.startswith(filter_prefix or "")
             and key not in self.model.alias_keys
-            # Scales and formats that quantised weights bring along.
+            # Leaves out the scales and formats of quantised weights.
             and hasattr(self.model.get_submodule(key.rpartition(".")[0]), key.rpartition(".")[2])
         }
 
     def clone(self, *args, **kwargs):
+        """Clones the patcher, with our class for a clone without dynamic VRAM."""
         clone = super().clone(*args, **kwargs)
         if type(clone) is comfy.model_patcher.ModelPatcher:
             clone.__class__ = self.static_class
-            clone.size = 0  # to be counted anew: a dynamic one counts the modulation, too
+            clone.size = 0  # must be counted again: a dynamic patcher counts the modulation, too
         return clone
 
     def _place(self, patches: dict) -> tuple[dict, dict]:

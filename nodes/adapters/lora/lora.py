@@ -1,4 +1,4 @@
-"""The core's LoRA changes as ComfyUI weight patches on a MODEL."""
+"""Loads the core's LoRA changes as ComfyUI weight patches on a MODEL."""
 
 import math
 from pathlib import Path

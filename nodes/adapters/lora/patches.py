@@ -1,4 +1,4 @@
-"""The core's LoRA changes as ComfyUI weight patches, and ComfyUI's as tensors for the core."""
+"""Converts the core's LoRA changes to ComfyUI's weight patches, and ComfyUI's to tensors for the core."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
 
 from ....ovis_core.lora.read import Change
 
-# How ComfyUI orders an adapter's weights, under the endings of the core; None for what the core leaves to it.
+# ComfyUI's order of an adapter's weights, by the core's endings; None for those that the core leaves to it.
 ORDERS = {
     LoRAAdapter: ("lora_up.weight", "lora_down.weight", "alpha", None, "dora_scale", None),
     LoHaAdapter: ("hada_w1_a", "hada_w1_b", "alpha", "hada_w2_a", "hada_w2_b", None, None, None),
@@ -37,6 +37,7 @@ class RowDora(LoRAAdapter):
         intermediate_dtype=torch.float32,
         original=None,
     ):
+        """Adds the change to a weight, and scales its rows to the magnitude."""
         up, down, alpha, _, magnitude, _ = (
             w.to(weight.device, intermediate_dtype) if isinstance(w, torch.Tensor) else w
             for w in self.weights

@@ -1,4 +1,4 @@
-"""The attention seam in ComfyUI: which kernel computes it, and the patches of other nodes around it.
+"""Computes attention in ComfyUI: chooses the kernel, and calls other nodes' patches around it.
 
 What the user has asked for goes first: another node's override, then the kernel that Ovis-Image Attention
 names, then ComfyUI's flags (--use-sage-attention and its like). Without any of these the rule of `kernels`
@@ -31,15 +31,15 @@ MEASURED = "measured"  # what saved workflows call AUTOMATIC
 TORCHS = ("cudnn", "flash", "efficient")  # as torch's functions name them
 KERNELS = (AUTOMATIC, COMFYUI, *TORCHS, SAGE, MEASURED)
 
-# ComfyUI's functions that tell of its flags; not every version has all.
+# ComfyUI's functions that report its flags; some versions lack some of them.
 FLAGS = ("sage_attention_enabled", "flash_attention_enabled", "comfy_kitchen_attention_enabled")
 
 
 class PatchedAttention:
-    """ComfyUI's kernel or ours, with the patches that nodes have put before and behind it."""
+    """ComfyUI's kernel or ours, with other nodes' patches before and after it."""
 
     def __init__(self, options: dict, mask: Tensor | None, num_text: int | None, pe: Tensor):
-        """options: as a block's patches see them. num_text: of a double block, where the image begins.
+        """Takes the options as a block's patches see them; `num_text` is where a double block's image begins.
         pe: the rotary table, for patches before the attention.
         """
         self.options = options
@@ -48,12 +48,12 @@ class PatchedAttention:
         self.pe = pe
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None) -> Tensor:
-        """(B, H, L, D/H) three times, the rotary table unless q and k are rotated -> (B, L, D)."""
+        """Attends: q, k, v (B, H, L, D/H), and the rotary table unless q and k are rotated -> (B, L, D)."""
         patches = self.options.get("patches", {})
         if patches.get("attn1_patch"):
             pe = self.pe
         if is_watched(self.options):
-            v = v.clone()  # lean blocks use its memory again
+            v = v.clone()  # lean blocks reuse its memory
         told = dict(self.options)
         if self.num_text is not None:
             told["img_slice"] = [self.num_text, q.shape[2]]
@@ -72,12 +72,12 @@ class PatchedAttention:
 
 
 def is_watched(options: Mapping) -> bool:
-    """Whether another node's code sees q, k and v, and may keep them."""
+    """Tells whether another node's code sees q, k and v, and may keep them."""
     return OVERRIDE in options or bool(options.get("patches", {}).get("attn1_patch"))
 
 
 def with_kernel(options: dict, device: torch.device) -> dict:
-    """A call's options with our override, unless another node's is there or torch compiles the call."""
+    """Adds our override to a call's options, unless another node's is there or torch compiles the call."""
     if OVERRIDE in options or torch.compiler.is_compiling():
         return options
     name = options.get(ATTENTION, AUTOMATIC)
@@ -87,7 +87,7 @@ def with_kernel(options: dict, device: torch.device) -> dict:
 
 
 def automatic_kernel(device: torch.device) -> str:
-    """The one of `KERNELS` that computes where nobody has named one."""
+    """Names the one of `KERNELS` that computes when the user has named none."""
     management = comfy.model_management
     is_named = any(getattr(management, flag, bool)() for flag in FLAGS)
     is_open = management.pytorch_attention_enabled() or management.xformers_enabled()
@@ -96,31 +96,31 @@ def automatic_kernel(device: torch.device) -> str:
 
 @lru_cache
 def attention_override(name: str) -> "AttentionOverride":
-    """The override of one of torch's kernels or SageAttention, the same for the whole process."""
+    """Makes the override of one of torch's kernels or SageAttention, once for the whole process."""
     return AttentionOverride(sage_attention if name == SAGE else partial(torch_attention, name))
 
 
 class AttentionOverride:
-    """ComfyUI's attention override: our kernel where it computes what is asked for, ComfyUI's elsewhere."""
+    """An attention override for ComfyUI: our kernel where it supports the call, ComfyUI's elsewhere."""
 
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
 
     def __call__(self, comfyui: Callable, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> Tensor:
-        # Kernels are for inference: not all of them have gradients.
+        # Kernels are for inference: some of them lack gradients.
         if torch.is_grad_enabled() or not (q.shape == k.shape == v.shape) or not _is_plain(args, kwargs):
             return comfyui(q, k, v, *args, **kwargs)
         return self.kernel(q, k, v)
 
 
 def _is_plain(args: Sequence, kwargs: Mapping) -> bool:
-    """Whether ComfyUI asks for what a kernel does: q, k, v in heads, heads joined behind, and no more."""
+    """Tells whether a call is plain: q, k, v split into heads, heads merged after, and nothing else."""
     extras = kwargs.keys() - {"mask", "skip_reshape", "transformer_options", "_inside_attn_wrapper"}
     return len(args) == 1 and not extras and kwargs.get("mask") is None and kwargs.get("skip_reshape", False)
 
 
 def torch_attention(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Torch's attention, by one of `TORCHS` where it takes these tensors.
+    """Computes torch's attention, with one of `TORCHS` where it supports these tensors.
 
     The others stay allowed, as ComfyUI allows them: the setting is the whole process's, and another thread
     may run attention meanwhile.
@@ -137,7 +137,7 @@ _PRIORITY = {"set_priority": True} if "set_priority" in inspect.signature(sdpa_k
 
 
 def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SageAttention (8 bit), with the keys' mean taken off before rounding, which ComfyUI leaves out."""
+    """Computes SageAttention (8 bit); subtracts the keys' mean before quantisation, unlike ComfyUI."""
     from sageattention import sageattn
 
     out = sageattn(q, k, v, tensor_layout="HND", is_causal=False, smooth_k=True)
@@ -145,7 +145,7 @@ def sage_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def missing_kernel(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """What a kernel lacks for a model that computes in `dtype` on a device, and what to do; or None."""
+    """Tells what a kernel lacks for a model that computes in `dtype` on a device, and what to do; or None."""
     runs = f"this model runs on {device.type} in {str(dtype).removeprefix('torch.')}"
     if kernel == SAGE:
         try:
@@ -165,7 +165,7 @@ def missing_kernel(kernel: str, device: torch.device, dtype: torch.dtype, head_d
 
 
 def _can_use(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether torch has that kernel for these tensors, on their device. Computes nothing."""
+    """Tells whether torch has that kernel for these tensors on their device. Computes nothing."""
     if q.device.type != "cuda" or not _PRIORITY:
         return False
     with sdpa_kernel([getattr(SDPBackend, f"{kernel.upper()}_ATTENTION"), SDPBackend.MATH], **_PRIORITY):

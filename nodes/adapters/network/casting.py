@@ -1,4 +1,4 @@
-"""ComfyUI's layers, where they are not called once and as they are."""
+"""Casts the weights of ComfyUI's layers that are called several times, or as a part of another operation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,26 +15,26 @@ from ..compat import HELD_WEIGHTS, has
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    """Whether a call of the layer is more than its class says: ComfyUI's bypass mode, or another node's."""
+    """Tells whether a layer's call is hooked, by ComfyUI's bypass mode or by another node."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def multiplies_quantised(layer: nn.Module) -> bool:
-    """Whether a layer takes its quantised weight as it is; all but ComfyUI's own dequantise it first."""
+    """Tells whether a layer multiplies its quantised weight directly; only ComfyUI's own layers do."""
     return isinstance(layer.weight, QuantizedTensor) and getattr(layer, "quant_format", None) is not None
 
 
 @contextmanager
 def cast(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """A layer's weight and bias as it would use them on x, while other layers are cast, too.
+    """Casts a layer's weight and bias as it would use them on x, while other layers are cast, too.
 
-    Quantised ones stay so where nothing is to be added to them.
+    Quantised weights stay quantised unless they have patches.
     """
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
     values = weight, bias
     offload_stream, *transferred = stream
     if offload_stream is not None and not args.cuda_malloc:
-        # ComfyUI has one buffer a stream, that the next layer's weight may come to.
+        # ComfyUI has one buffer a stream, which the next layer's weight may overwrite.
         values = tuple(
             value.clone() if value is not None and any(value is known for known in transferred) else value
             for value in values
@@ -46,11 +46,11 @@ def cast(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
 
 
 def hold(layer: nn.Module, x: Tensor) -> AbstractContextManager[Callable[[Tensor], Tensor]] | None:
-    """A linear layer to call several times with tensors like x, whose weight is brought over once.
+    """Loads a linear layer's weight once, for several calls with tensors like x.
 
-    Each call of ComfyUI's layer would stream it, multiply it out and patch it again. With dynamic VRAM a
+    Each call of ComfyUI's layer would transfer, dequantise and patch it again. With dynamic VRAM a
     weight that does not fit is patched where it lies, so that a LoRA would be added as often as it is called.
-    None where only the layer itself will do, which is then to be called once.
+    Returns None where only the layer itself will do; call it once then.
     """
     if not has(HELD_WEIGHTS):
         return None
@@ -75,7 +75,7 @@ def _as_product(layer: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tens
 
 @contextmanager
 def _on_device(layer: nn.Module, x: Tensor) -> Iterator[nn.Module]:
-    """The layer itself, which multiplies quantised, with its weight on x's device."""
+    """Gives the layer itself, which multiplies quantised weights, with its weight on x's device."""
     weight, bias = layer.weight, layer.bias
     with cast(layer, x) as (moved, moved_bias):
         comfy.utils.set_attr_param(layer, "weight", moved)

@@ -1,14 +1,14 @@
-"""The blocks of a MODEL compiled by torch: one code for all double blocks and one for all single blocks.
+"""Compiles the blocks of a MODEL: one graph for all double blocks and one for all single blocks.
 
-What is compiled is the core's textbook block, whose layers and attention are opaque operators: at run time
-they call those of the very block that is running, as ComfyUI left them. So casting, offloading, dynamic VRAM,
-LoRAs, bypass mode and quantised layers stay ComfyUI's, weights are no part of the compiled code, and patches
-of attention see what they see without compilation. What torch fuses is everything between: layer norms,
+Torch compiles the core's textbook block, with layers and attention as opaque operators. At run time these
+call the layers and attention of the running block as ComfyUI left them. So casting, offloading, dynamic VRAM,
+LoRAs, bypass mode and quantised layers stay ComfyUI's, the compiled graph holds no weights, and patches
+of attention see what they see without compilation. Torch fuses everything between: layer norms,
 modulation, gates, activations, residual sums. (ComfyUI's `set_torch_compile_wrapper` traces ComfyUI's layers
 instead, so that its node needs a clone without dynamic VRAM.)
 
-Sizes are symbols in the compiled code, so that there is one code of each kind (of torch before 2.8, another
-for a batch of 1).
+Sizes are symbols in the compiled graph, so that one graph of each kind is enough (torch before 2.8 makes
+another one for a batch of 1).
 """
 
 import importlib.util
@@ -32,16 +32,16 @@ from ....ovis_core.transformer import TransformerConfig
 from .attention import PatchedAttention, is_watched
 from .transformer import BLOCK_RUNNER, network_of
 
-# Sizes that happen to be equal, such as 3072 tokens and 3072 channels, stay two sizes, and 1 is one like any.
+# Equal sizes, such as 3072 tokens and 3072 channels, must stay two symbols, and 1 a symbol like any other.
 SIZES = {"use_duck_shape": False, "backed_size_oblivious": True}
-# Codes of a kind of block in a process: every size of model and every dtype has its own.
+# Compiled graphs of a kind of block in a process: every model size and every dtype needs its own.
 LIMITS = {"recompile_limit": 64}
 TEXTBOOKS = {"double": DoubleStreamBlock, "single": SingleStreamBlock}
 MODULATION = ("mod.lin", "modulation.lin")  # ends of the names of layers that the table stands for
 
 
 class RunningBlock(NamedTuple):
-    """What the opaque operators call: the block that runs now in this thread."""
+    """The block that runs now in this thread, which the opaque operators call."""
 
     layers: Sequence[Callable[[Tensor], Tensor]]
     attention: PatchedAttention
@@ -52,7 +52,7 @@ _running: ContextVar[RunningBlock] = ContextVar("ovis_image_running_block")
 
 @torch.library.custom_op("ovis_image::layer", mutates_args=())
 def _layer(x: Tensor, index: int, size: int) -> Tensor:
-    """(..., any) -> (..., size) by the running block's layer of that index."""
+    """Calls the running block's layer of that index: (..., any) -> (..., size)."""
     return _running.get().layers[index](x).contiguous()
 
 
@@ -63,9 +63,9 @@ def _(x: Tensor, index: int, size: int) -> Tensor:
 
 @torch.library.custom_op("ovis_image::attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, H, L, D/H) three times -> (B, L, D) by the running block's attention."""
+    """Calls the running block's attention: q, k, v (B, H, L, D/H) -> (B, L, D)."""
     attention = _running.get().attention
-    if is_watched(attention.options):  # compiled code uses the memory of q, k and v again
+    if is_watched(attention.options):  # the compiled graph reuses the memory of q, k and v
         q, k, v = q.clone(), k.clone(), v.clone()
     return attention(q, k, v, attention.pe).contiguous()
 
@@ -77,12 +77,12 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def opaque_attention(q: Tensor, k: Tensor, v: Tensor, pe: None) -> Tensor:
-    """The attention seam of a block to be compiled: the rotary table is the running block's."""
+    """Stands for attention in a block to be compiled; the rotary table is the running block's."""
     return torch.ops.ovis_image.attention(q, k, v)
 
 
 class OpaqueLayer(nn.Module):
-    """A layer without weights that asks the running block's."""
+    """A layer without weights that calls the running block's layer."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -90,6 +90,7 @@ class OpaqueLayer(nn.Module):
         self.index = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        """Calls the running block's layer: (..., any) -> (..., size)."""
         return torch.ops.ovis_image.layer(x, self.index, self.size)
 
 
@@ -98,10 +99,12 @@ class OpaqueOps:
 
     @staticmethod
     def Linear(in_features: int, out_features: int, **_) -> OpaqueLayer:
+        """Makes an opaque linear layer."""
         return OpaqueLayer(out_features)
 
     @staticmethod
     def RMSNorm(size: int, **_) -> OpaqueLayer:
+        """Makes an opaque norm."""
         return OpaqueLayer(size)
 
 
@@ -120,7 +123,7 @@ class CompiledBlock:
     def __call__(self, block: nn.Module, *inputs: Any, modulation: Tensor | None):
         *tensors, _, attention = inputs
         layers = [*self._layers_of(block)]
-        if modulation is not None:  # rows of the table, in the place of what the layers make
+        if modulation is not None:  # rows of the table replace the layers' outputs
             parts = modulation.chunk(len(self._modulation), dim=-1)
             for index, part in zip(self._modulation, parts, strict=True):
                 layers[index] = lambda vec, part=part: part.clone()  # compiled code uses its memory again
@@ -133,13 +136,13 @@ class CompiledBlock:
 
 
 def _known(config: ModuleType, settings: dict) -> AbstractContextManager:
-    """torch's settings for a while, of which older versions do not have all."""
+    """Sets torch's options for a while, as far as this version of torch has them."""
     return config.patch({name: value for name, value in settings.items() if hasattr(config, name)})
 
 
 @lru_cache(maxsize=8)
 def compiled_block(kind: type[nn.Module], config: TransformerConfig, backend: str) -> CompiledBlock:
-    """The same for all MODELs of a size: it holds no weights."""
+    """Makes the compiled block that all MODELs of a size share, since it holds no weights."""
     return CompiledBlock(kind, config, backend)
 
 
@@ -164,7 +167,7 @@ class BlockRunner:
 
 
 def compiled_model(model, backend: str = "inductor"):
-    """A clone of the MODEL whose blocks run compiled; compilation itself comes with the first step.
+    """Clones the MODEL with compiled blocks; torch compiles in the first step.
 
     Raises ValueError when the model is not Ovis-Image, or when this computer cannot compile.
     """
@@ -177,7 +180,7 @@ def compiled_model(model, backend: str = "inductor"):
 
 
 def missing_compiler(device: str) -> str | None:
-    """What torch.compile lacks for a type of device, and what to do, or None."""
+    """Tells what torch.compile lacks for a type of device, and what to do; or None."""
     if device == "cpu":
         if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
             return (

@@ -1,4 +1,4 @@
-"""Which GPUs get other kernels than ComfyUI chooses, and operations that comfy_kitchen has as one kernel.
+"""Chooses kernels by GPU, and calls those operations that comfy_kitchen has as one fused kernel.
 
 The rule is written down here, not measured: NVIDIA GPUs of compute capability 9 and above (Hopper, Blackwell)
 compute attention by cuDNN first, and a norm together with what follows it by ComfyUI's comfy_kitchen. All
@@ -20,19 +20,19 @@ from .casting import cast, hold, is_hooked
 
 LEAST_CAPABILITY = (9, 0)
 ADALN, RMS_ROPE = "adaln", "rms_rope"  # as comfy_kitchen calls them
-PLAIN = "eager"  # comfy_kitchen's backend of torch operations, which joins nothing
+PLAIN = "eager"  # comfy_kitchen's backend of torch operations, which fuses nothing
 
 
 @functools.cache
 def has_new_kernels(device: torch.device) -> bool:
-    """Whether the rule gives a device other kernels than ComfyUI's choice."""
+    """Tells whether the rule gives a device other kernels than ComfyUI's choice."""
     is_nvidia = device.type == "cuda" and torch.version.hip is None
     return is_nvidia and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 @functools.cache
 def has_joined(name: str) -> bool:
-    """Whether a backend of comfy_kitchen has this operation as one kernel."""
+    """Tells whether a backend of comfy_kitchen has this operation as one fused kernel."""
     if not has(JOINED_OPERATIONS):
         return False
     return any(
@@ -43,16 +43,16 @@ def has_joined(name: str) -> bool:
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, L, D), shift and scale (B, 1, D) -> (B, L, D)."""
+    """Normalises and modulates x (B, L, D) with shift and scale (B, 1, D) -> (B, L, D)."""
     if has_new_kernels(x.device) and has_joined(ADALN):
         return comfy.quant_ops.ck.adaln(x, scale, shift, NORM_EPS)
     return layers.modulated_norm(x, shift, scale)
 
 
 def norm_and_rotate(norm: QKNorm, q: Tensor, k: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor, bool]:
-    """q and k (B, H, L, D/H) -> the same normed, and rotated by pe where one kernel does both.
+    """Normalises q and k (B, H, L, D/H), and rotates them by pe where one kernel does both.
 
-    The norms' weights then come as ComfyUI's layers get theirs: cast, patched, and brought over.
+    The norms' weights are then cast, patched and transferred as in ComfyUI's layers.
     """
     is_plain = pe is None or is_hooked(norm.query_norm) or is_hooked(norm.key_norm)
     is_plain = is_plain or not has(HELD_WEIGHTS)

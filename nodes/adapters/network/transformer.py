@@ -1,4 +1,4 @@
-"""The core's transformer with the arguments that ComfyUI gives a diffusion model, and its patches."""
+"""Adapts the core's transformer to ComfyUI's diffusion models: their arguments and their patches."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from .attention import ATTENTION, PatchedAttention, missing_kernel
 from .kernels import TOOLS
 from .modulation import SCHEDULE, ModulationTable
 
-# What a run's transformer_options may hold: the residual cache, what blocks are run with (`compilation`), and
+# What a run's transformer_options may hold: the residual cache, the runner of blocks (`compilation`), and
 # the bytes that were free for activations when the run began (`sampling.memory`).
 RESIDUAL_CACHE = "ovis_residual_cache"
 BLOCK_RUNNER = "ovis_block_runner"
@@ -37,7 +37,7 @@ class ComfyTransformer(OvisImageTransformer):
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **kwargs
     ) -> Tensor:
-        """x (B, C, H, W), timestep is sigma (B,), context (B, L, context_dim) -> velocity (B, C, H, W)."""
+        """Predicts: x (B, C, H, W), sigma (B,), context (B, L, context_dim) -> velocity (B, C, H, W)."""
         if control is not None:
             raise ValueError(NO_CONTROLNETS)
         if context.shape[-1] != self.config.context_dim:
@@ -82,7 +82,7 @@ class ComfyTransformer(OvisImageTransformer):
 
 
 class BlockRun:
-    """How ComfyUI calls a block (the `run` seam): a node's replacement, compiled code, or itself.
+    """Calls a block as ComfyUI does (the `run` seam): a node's replacement, the compiled graph, or the block.
 
     Other nodes' patches of blocks and of attention see what they see on FLUX. `rows` come from the modulation
     table.
@@ -95,7 +95,7 @@ class BlockRun:
         self.table, self.rows = network.modulation, rows
         self.num_text, self.num_parts = num_text, num_parts
         self.totals = {"double": len(network.double_blocks), "single": len(network.single_blocks)}
-        # With a cache, the first block tells whether others are wanted.
+        # With a cache, the first block decides whether the others run.
         blocks = [*network.double_blocks, *network.single_blocks][RESIDUAL_CACHE in options :]
         self.prefetch = Prefetch(blocks, network.modulation.layers.values() if rows is not None else ())
 
@@ -141,13 +141,13 @@ class BlockRun:
 
 
 class Prefetch:
-    """ComfyUI's prefetching for its dynamic VRAM: a block's weights come together, on their own stream.
+    """Prefetches with ComfyUI's dynamic VRAM: a block's weights come together, on their own stream.
 
-    Without dynamic VRAM there is nothing to do: ComfyUI's layers then take turns on streams of their own.
+    Does nothing without dynamic VRAM: ComfyUI's layers then take turns on streams of their own.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], without: Collection[nn.Module]):
-        """without: layers that will not run."""
+        """Takes the blocks in their order; `without` lists the layers that will not run."""
         self.blocks = [*blocks]
         self.without = {*without}
         self.pop: Callable[[], None] | None = None  # once the first of them has come
@@ -173,14 +173,15 @@ class _Weights:
         self.block, self.without = block, without
 
     def modules(self) -> Iterator[nn.Module]:
+        """Lists the block's modules that will run."""
         return (module for module in self.block.modules() if module not in self.without)
 
 
 def network_of(model, does: str, instead: str = "") -> ComfyTransformer:
-    """The network of a MODEL of ours. Raises ValueError for another model.
+    """Gets the network of a MODEL of ours. Raises ValueError for another model.
 
-    The message begins with what the node `does`, and ends with what to use `instead` on other models, if
-    there is such a thing.
+    The message begins with what the node `does`, and ends with what to use `instead` on other models
+    where there is something.
     """
     network = model.get_model_object("diffusion_model")
     if not isinstance(network, ComfyTransformer):
@@ -192,7 +193,7 @@ def network_of(model, does: str, instead: str = "") -> ComfyTransformer:
 
 
 def model_with_attention(model, kernel: str):
-    """A clone of the MODEL whose attention is computed by one of `attention.KERNELS`.
+    """Clones the MODEL with attention computed by one of `attention.KERNELS`.
 
     Raises ValueError when the model is not Ovis-Image, or when this computer does not have the kernel.
     """

@@ -1,18 +1,18 @@
-"""What every tensor that users connect must pass."""
+"""Checks that tensors are finite."""
 
 import torch
 from torch import Tensor
 
 
 def check_finite(tensor: Tensor, what: str, advice: str) -> None:
-    """Raises ValueError for NaN or infinity, which would otherwise end as a black picture."""
+    """Raises ValueError for NaN or infinity, which would otherwise become a black picture."""
     checks = FiniteChecks(advice)
     checks.add(tensor, what)
     checks.finish()
 
 
 class LateFlag:
-    """A truth value on the device, whose truth is asked for later: only what came before it is waited for."""
+    """A boolean on the device that the host reads later, and then waits only for the work before it."""
 
     def __init__(self, flag: Tensor):
         self._event = None
@@ -30,9 +30,9 @@ class LateFlag:
 
 
 class FiniteChecks:
-    """`check_finite` for one tensor after the other, each looked at when the next one comes.
+    """Checks one tensor after another as `check_finite` does, each when the next one comes.
 
-    By then the device is done with it and busy with the next: nobody waits for the answer.
+    By then the device has finished it and works on the next, so that the host does not wait.
     """
 
     def __init__(self, advice: str):
@@ -41,10 +41,12 @@ class FiniteChecks:
         self._is_finite: LateFlag | None = None
 
     def add(self, tensor: Tensor, what: str) -> None:
+        """Starts the check of a tensor, and finishes that of the one before."""
         is_finite = LateFlag(torch.isfinite(tensor.float().sum()))
         self.finish()
         self._what, self._is_finite = what, is_finite
 
     def finish(self) -> None:
+        """Raises ValueError when the last tensor holds NaN or infinity."""
         if self._is_finite is not None and not self._is_finite:
             raise ValueError(f"{self._what} holds NaN or infinite values; {self.advice}")

@@ -1,4 +1,4 @@
-"""The core's guidance as a ComfyUI guider: GUIDER."""
+"""Wraps the core's guidance into a ComfyUI guider: GUIDER."""
 
 import math
 
@@ -11,10 +11,10 @@ from .checks import check_finite
 
 
 class FlowGuider(comfy.samplers.CFGGuider):
-    """ComfyUI's guider with the core's intervals and corrections; without them, ComfyUI's to the bit."""
+    """ComfyUI's guider with the core's intervals and corrections; without them, the same to the bit."""
 
     def __init__(self, model, positive, negative, guidance: Guidance):
-        """Raises ValueError for conditioning that is missing or not finite, or for no flow model."""
+        """Raises ValueError for missing or non-finite conditioning, and for other models than flow models."""
         super().__init__(model)
         self.guidance = guidance
         self.set_cfg(guidance.cfg)
@@ -42,9 +42,9 @@ class FlowGuider(comfy.samplers.CFGGuider):
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed=None
     ) -> Tensor:
-        """x (B, C, H, W), timestep is sigma (B,) -> the denoised latents."""
+        """Predicts the denoised latents of x (B, C, H, W) at sigma (B,), the timestep."""
         guidance, options = self.guidance, model_options or {}
-        # Read from the device, which waits for the step before, only where an answer depends on it.
+        # Reading from the device waits for the step before: so only where the answer depends on it.
         sigma = float(timestep[0]) if guidance.needs_sigma else math.nan
         if guidance.zero_init_steps:
             sigmas = options["transformer_options"]["sample_sigmas"]
@@ -67,13 +67,14 @@ class FlowGuider(comfy.samplers.CFGGuider):
         )
 
     def _correct(self, args: dict) -> Tensor:
-        """ComfyUI's denoised latents of both branches -> the guided ones, joined as velocities."""
+        """Combines ComfyUI's denoised latents of both branches, as velocities -> the guided latents."""
         x, sigma = args["input"], args["sigma"].view(-1, 1, 1, 1)
         positive, negative = ((x - args[name]) / sigma for name in ("cond_denoised", "uncond_denoised"))
         return x - sigma * self.guidance.join(positive, negative)
 
 
 def plain_guidance(model, positive, negative, cfg: float) -> FlowGuider:
+    """Makes a guider with plain classifier-free guidance at `cfg`."""
     return FlowGuider(model, positive, negative, Guidance(cfg))
 
 
@@ -88,7 +89,7 @@ def corrected_guidance(
     zero_star: bool,
     zero_init: int,
 ) -> FlowGuider:
-    """Raises ValueError when the interval is empty."""
+    """Makes a guider with an interval and corrections. Raises ValueError when the interval is empty."""
     if start < end:
         raise ValueError(
             f"cfg_start {start} lies below cfg_end {end}; sigma falls from 1 to 0, so swap the two"

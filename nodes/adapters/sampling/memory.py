@@ -1,10 +1,10 @@
-"""How much memory a forward takes, and room for guidance as one batch.
+"""Estimates the memory of a forward, and keeps room for guidance as one batch.
 
-By ComfyUI's estimate for FLUX, which is almost three times what is counted, models are put off the device
-without need. And of any estimate it keeps a single branch's free of weights, while it joins the branches of
-guidance only where one and a half times both branches' is free. So on a card that streams weights, they would
-come twice a step. Here both branches' are kept free, and nothing beyond them is asked for: as much as single
-blocks take in most parts. A run then works in as few parts as fit what it finds free.
+ComfyUI's estimate for FLUX is almost three times what is counted, and models would be offloaded without
+need. ComfyUI also keeps only one branch's estimate free of weights, but batches the branches of guidance only
+if one and a half times both branches' estimate is free. So a card that streams weights would load them twice
+a step. Here the estimate of both branches is kept free and no more: what single blocks take in most parts.
+A run then works in as few parts as fit into the free memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,26 +24,26 @@ from .residual_cache import settings_of
 
 MEMORY = "ovis_memory"  # the key of our wrappers
 
-CACHED = 4  # and one more with prediction: residuals that a cache keeps, in the size of the image's tokens
-COMFYUIS_FACTOR = 1.5  # of estimates that stand for branches of guidance in one batch
+CACHED = 4  # residuals that a cache keeps, each as large as the image's tokens; prediction adds one
+COMFYUIS_FACTOR = 1.5  # ComfyUI's margin on estimates before it batches the branches of guidance
 FACTOR = 1.1
 
 
 class Asking(NamedTuple):
-    """On what occasion ComfyUI asks: before it loads for a run of that batch, or to join branches."""
+    """The occasion on which ComfyUI asks: before it loads for a run of that batch, or to batch branches."""
 
     patcher: ModelPatcher
     batch: int | None = None
 
 
 def has_fused_attention() -> bool:
-    """Whether attention writes no table of all pairs of tokens."""
+    """Tells whether attention works without a matrix of all pairs of tokens in memory."""
     management = comfy.model_management
     return management.xformers_enabled() or management.pytorch_attention_flash_attention()
 
 
 def bytes_of_forward(model, patcher, batch: int, sides: Sequence[int]) -> float:
-    """Activations of latents (batch, C, *sides) at their peak, in most parts, and what a cache keeps."""
+    """Estimates the peak bytes of a forward of latents (batch, C, *sides) in most parts, cache included."""
     num_tokens = batch * (num_image_tokens(*sides) + CONTEXT_TOKENS)
     options = patcher.model_options["transformer_options"] if patcher else {}
     # Compiled blocks do not work in parts.
@@ -52,7 +52,7 @@ def bytes_of_forward(model, patcher, batch: int, sides: Sequence[int]) -> float:
 
 
 def bytes_of_cache(model, patcher, batch: int, sides: Sequence[int]) -> float:
-    """Residuals that the cache of a MODEL keeps for latents (batch, C, *sides), with what makes them."""
+    """Estimates the bytes of a MODEL's cache for latents (batch, C, *sides), working memory included."""
     cache = settings_of(patcher)
     if cache is None or cache.is_off:
         return 0.0
@@ -60,13 +60,13 @@ def bytes_of_cache(model, patcher, batch: int, sides: Sequence[int]) -> float:
 
 
 def _bytes_a_token(model) -> int:
-    """Of one hidden size."""
+    """Counts the bytes of one token at the hidden size."""
     itemsize = comfy.model_management.dtype_size(model.get_dtype_inference())
     return model.diffusion_model.config.hidden_size * itemsize
 
 
 def bytes_to_ask_for(model, input_shape: Sequence[int]) -> float:
-    """What ComfyUI is told of latents (B, C, H, W), by the occasion."""
+    """Estimates the bytes to report to ComfyUI for latents (B, C, H, W), by the occasion."""
     batch, _, *sides = input_shape
     if model.asking is None:
         return bytes_of_forward(model, model.current_patcher, batch, sides)
@@ -77,13 +77,13 @@ def bytes_to_ask_for(model, input_shape: Sequence[int]) -> float:
 
 
 def make_room(patcher) -> None:
-    """Lets sampling runs of a MODEL, and of its clones, guide in one batch and work in few parts as fits."""
+    """Lets sampling runs of a MODEL and its clones guide in one batch, and work in as few parts as fit."""
     patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, MEMORY, _prepare)
     patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, MEMORY, _join)
 
 
 def _prepare(executor, patcher, noise_shape: Sequence[int], conds: Mapping, model_options=None, **kwargs):
-    """Loads the models of a run; then tells the run's own options what is free."""
+    """Loads the models of a run; then notes the free memory in the run's own options."""
     batch = sum(bool(branch) for branch in conds.values()) * noise_shape[0]
     with _asking(patcher.model, Asking(patcher, batch)):
         prepared = executor(patcher, noise_shape, conds, model_options=model_options, **kwargs)
@@ -97,7 +97,7 @@ def _prepare(executor, patcher, noise_shape: Sequence[int], conds: Mapping, mode
 
 
 def _join(executor, model, conds: list, x: Tensor, timestep: Tensor, model_options: dict):
-    if not hasattr(model, "asking"):  # another kind of model, that a guider joins with ours
+    if not hasattr(model, "asking"):  # a guider may combine another kind of model with ours
         return executor(model, conds, x, timestep, model_options)
     with _asking(model, Asking(model.current_patcher)):
         return executor(model, conds, x, timestep, model_options)

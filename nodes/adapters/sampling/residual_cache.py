@@ -1,4 +1,4 @@
-"""The core's residual cache on a MODEL: one state a sampling run, kept in that run's options alone."""
+"""Puts the core's residual cache on a MODEL: one state a sampling run, in that run's options alone."""
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
@@ -15,15 +15,18 @@ log = logging.getLogger(__name__)
 
 
 class HiddenRun(CachedRun):
-    """Hides its answers from TorchCompileModel, which takes what it finds in the options for constants."""
+    """Hides its answers from TorchCompileModel, which treats the options' values as constants."""
 
     decide = torch.compiler.disable(CachedRun.decide)
     complete = torch.compiler.disable(CachedRun.complete)
 
 
 class RunCache(ResidualCache):
+    """The core's cache for one run, with answers that torch does not compile."""
+
     @torch.compiler.disable
     def forward(self, keys: Sequence[Hashable], run: Run = call_block) -> HiddenRun:
+        """Begins a forward of the branches named by `keys`."""
         forward = super().forward(keys, run)
         return HiddenRun(forward.cache, forward.branches, run)
 
@@ -34,10 +37,10 @@ class CacheRuns:
     def __init__(self, settings: CacheSettings, tell: Callable[[str], None]):
         self.settings = settings
         self.tell = tell
-        self.report: str | None = None  # none after a run that was interrupted
+        self.report: str | None = None  # stays None after an interrupted run
 
     def sample(self, executor, *args, **kwargs) -> Tensor:
-        """Around a guider's run; its options are this run's own copy."""
+        """Wraps a guider's run, whose options are its own copy."""
         options = executor.class_obj.model_options["transformer_options"]
         cache = options[RESIDUAL_CACHE] = RunCache(self.settings)
         self.report = None
@@ -51,16 +54,16 @@ class CacheRuns:
         return samples
 
     def predict_noise(self, executor, x: Tensor, timestep: Tensor, model_options: dict, seed=None) -> Tensor:
-        """Around one evaluation of a guider, whichever conditionings it has and however they are batched."""
+        """Wraps one evaluation of a guider, whichever conditionings it has and however they are batched."""
         cache = model_options["transformer_options"][RESIDUAL_CACHE]
-        # Read from the device, which waits for the step before.
+        # Reading sigma from the device waits for the step before.
         return cache.evaluate(float(timestep[0]), lambda: executor(x, timestep, model_options, seed))
 
 
 def cached_model(
     model, threshold: float, warmup_steps: int, max_skips: int, order: int, tell: Callable[[str], None]
 ):
-    """A clone of the MODEL with the cache, in place of one that it has. `tell` gets each run's report.
+    """Clones the MODEL with this cache instead of an earlier one. `tell` gets each run's report.
 
     Raises ValueError when the model is not Ovis-Image.
     """
@@ -78,12 +81,12 @@ def cached_model(
 
 
 def settings_of(patcher) -> CacheSettings | None:
-    """Of the cache of a MODEL, None for one without."""
+    """Reads the settings of a MODEL's cache; None without a cache."""
     runs = patcher.get_attachment(RESIDUAL_CACHE) if patcher else None
     return runs.settings if runs else None
 
 
 def cache_report(model) -> str | None:
-    """What the last run of a MODEL with a cache computed, None for one without."""
+    """Reads the report of the cache on a MODEL's last run; None without a cache."""
     runs = model.get_attachment(RESIDUAL_CACHE)
     return runs.report if runs else None

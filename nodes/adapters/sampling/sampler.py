@@ -1,4 +1,4 @@
-"""The core's schedule on ComfyUI's samplers: SIGMAS, noise, and the sampling run itself."""
+"""Runs ComfyUI's samplers on the core's schedule: SIGMAS, noise, and the sampling run itself."""
 
 import time
 from collections.abc import Callable
@@ -20,9 +20,9 @@ SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if nam
 
 
 def fit_latent(model, latent: dict) -> Tensor:
-    """The latent's samples with the model's channels; an empty one of any model fits, as always in ComfyUI.
+    """Gives the latent's samples the model's channels; an empty latent of any model fits, as in ComfyUI.
 
-    Raises ValueError for a latent that is none, holds NaN, or belongs to a model with other channels.
+    Raises ValueError for a missing latent, one with NaN, or one with another model's channels.
     """
     samples = latent["samples"]
     if samples.is_nested or samples.ndim != 4 or 0 in samples.shape:
@@ -42,7 +42,7 @@ def fit_latent(model, latent: dict) -> Tensor:
 
 
 def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
-    """The reference's sigmas for the latent's size, or those of a ModelSampling node on the model."""
+    """Makes the reference's sigmas for the latent's size, or those of a ModelSampling node on the model."""
     model_sampling = model.get_model_object("model_sampling")
     if not isinstance(model_sampling, comfy.model_sampling.CONST):
         raise ValueError(
@@ -59,7 +59,7 @@ def schedule(model, samples: Tensor, steps: int, denoise: float) -> Tensor:
 
 
 def make_noise(samples: Tensor, latent: dict, seed: int, kind: str) -> Tensor:
-    """`comfyui`: what ComfyUI's samplers draw for this seed; `reference`: what the authors' code does."""
+    """Draws noise for a seed as ComfyUI's samplers do (`comfyui`) or as the authors' code (`reference`)."""
     if kind == "reference":
         return reference_noise(tuple(samples.shape), seed).float()
     return comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
@@ -77,7 +77,7 @@ def sample(
 ) -> dict:
     """Runs ComfyUI's sampler with previews and progress -> the latent with new samples.
 
-    `tell` gets a line after every step: which it was, how long a step takes, how long the rest will.
+    `tell` gets a line after every step: its number, the time a step takes, the time that is left.
     Raises ValueError when a step's result is not finite, naming the step.
     """
     model = guider.model_patcher
@@ -108,7 +108,7 @@ def sample(
 
 
 def _progress(step: int, total_steps: int, ends: list[float]) -> str:
-    """`ends`: when each step ended, in seconds. The first step's length is left out: it loads the model."""
+    """Says how far a run is; `ends` are in seconds. Omits the first step's length, which includes loading."""
     if len(ends) < 2:
         return f"step {step} of {total_steps}"
     seconds = (ends[-1] - ends[0]) / (len(ends) - 1)

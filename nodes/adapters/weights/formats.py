@@ -1,4 +1,4 @@
-"""The format that a checkpoint's weights are kept in: plain, scaled (fp8 and int8) or GGUF.
+"""Chooses the format that a checkpoint's weights are kept in: plain, scaled (fp8 and int8) or GGUF.
 
 `choose` reads the weights and says what follows from their format: dtypes, layers and patcher. A MODEL and a
 CLIP follow different rules of ComfyUI for their dtypes (`DtypeRules`).
@@ -29,7 +29,7 @@ WEIGHT_DTYPES = {
     "fp8_scaled": FP8,
     "int8": INT8,
 }
-WeightDtype = torch.dtype | str | None  # text for a format of ComfyUI's mixed-precision layers
+WeightDtype = torch.dtype | str | None  # the quantisation metadata of ComfyUI's mixed-precision layers
 
 
 @dataclass(frozen=True)

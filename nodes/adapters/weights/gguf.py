@@ -1,8 +1,8 @@
-"""GGUF weights in ComfyUI: rows of bytes in memory, dequantised only while a layer computes.
+"""Keeps GGUF weights in ComfyUI as rows of bytes, dequantised only while a layer computes.
 
 They are quantised tensors with a layout of our own, so that ComfyUI moves, offloads, casts and counts them as
-its own. A patched weight holds the same bytes and the patches, which are added after dequantisation: taking a
-LoRA off gives back the very bytes.
+its own. A patched weight holds the same bytes and the patches, which are added after dequantisation: so
+removing a LoRA restores the exact bytes.
 """
 
 import dataclasses
@@ -27,24 +27,30 @@ class GGUFLayout(QuantizedLayout):
 
     @dataclasses.dataclass(frozen=True)
     class Params:
-        orig_dtype: torch.dtype  # that the numbers are given in
+        """The parameters of a quantised tensor: dtype and shape when dequantised, format, patches."""
+
+        orig_dtype: torch.dtype  # of the dequantised numbers
         orig_shape: tuple[int, ...]
         block_format: str  # GGML's name for how the rows are quantised
         key: str = ""  # the parameter's name, as ComfyUI's patches want it
         patches: tuple = ()  # ComfyUI's, for the numbers
 
         def to_device(self, device: torch.device) -> "GGUFLayout.Params":
+            """Copies the parameters for a device."""
             return self.clone()
 
         def clone(self) -> "GGUFLayout.Params":
+            """Copies the parameters."""
             return dataclasses.replace(self)
 
         def copy_from(self, source: "GGUFLayout.Params", non_blocking: bool = False) -> None:
+            """Takes over another tensor's parameters."""
             for field in dataclasses.fields(self):
                 object.__setattr__(self, field.name, getattr(source, field.name))
 
     @classmethod
     def quantize(cls, tensor: Tensor, **kwargs):
+        """Raises NotImplementedError: GGUF weights come from files only."""
         raise NotImplementedError("GGUF weights are read from files only")
 
     @classmethod
@@ -57,10 +63,12 @@ class GGUFLayout(QuantizedLayout):
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[Tensor]:
+        """Returns the rows of bytes."""
         return (qtensor._qdata,)
 
     @classmethod
     def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
+        """Returns the rows of bytes under the weight's own name."""
         return {"": qdata}
 
 
@@ -95,9 +103,11 @@ class _Movable(nn.Module):
 
 
 class GGUFOps(comfy.ops.manual_cast):
-    """ComfyUI's casting layers, with weights that may be GGUF. Without memory until weights are assigned."""
+    """ComfyUI's casting layers, whose weights may be GGUF. They take no memory until weights are assigned."""
 
     class Linear(_Movable, comfy.ops.manual_cast.Linear):
+        """A linear layer whose weight may be GGUF."""
+
         def __init__(self, in_features, out_features, bias=True, device=None, dtype=None):
             super().__init__(in_features, out_features, bias, device="meta", dtype=dtype)
 
@@ -112,12 +122,14 @@ class GGUFOps(comfy.ops.manual_cast):
             weight = weight.to(self.weight.dtype)
             if return_weight:
                 return weight
-            if inplace_update:  # by hooks, who write the weight from before over it again
+            if inplace_update:  # hooks do this, and later write the earlier weight back
                 self.weight.data.copy_(weight)
             else:
                 comfy.utils.set_attr_param(self, "weight", weight)
 
     class Embedding(_Movable, comfy.ops.manual_cast.Embedding):
+        """An embedding whose weight may be GGUF."""
+
         def forward_comfy_cast_weights(self, ids: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
             """Dequantises only the rows asked for."""
             if not is_gguf(self.weight) or self.weight_function or self.weight._params.patches:
@@ -144,6 +156,7 @@ class GGUFPatcher(OvisImagePatcher):
     def patch_weight_to_device(
         self, key, device_to=None, inplace_update=False, return_weight=False, force_cast=False
     ):
+        """Adds patches to a GGUF weight, which applies them after dequantisation."""
         weight = comfy.utils.get_attr(self.model, key)
         if key not in self.patches or return_weight or not is_gguf(weight):
             return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, force_cast)
@@ -153,12 +166,15 @@ class GGUFPatcher(OvisImagePatcher):
         comfy.utils.set_attr_param(self.model, key, _patched(weight, key, self.patches[key]))
 
     def hooked_weight(self, weight, key, patches, original_weights):
+        """Adds a hook's patches to a GGUF weight."""
         return _patched(weight, key, patches)
 
     def room_for(self, weight, memory_counter):
+        """Keeps a hook's copy on the weight's device."""
         return weight.device  # it shares its bytes
 
     def state_dict_for_saving(self, *args, **kwargs):
+        """Raises ValueError: a model with GGUF weights cannot be saved."""
         raise ValueError(
             "a model with GGUF weights cannot be saved; load it with weight_dtype bf16 and save that"
         )

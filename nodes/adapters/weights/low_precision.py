@@ -1,4 +1,4 @@
-"""fp8 and int8 weights in ComfyUI's mixed-precision layers, with activations scaled as they come.
+"""Runs fp8 and int8 weights in ComfyUI's mixed-precision layers, with dynamic scales of activations.
 
 Formats, files and kernels are ComfyUI's. It scales int8 activations row by row, but fp8 activations by a
 number that the file must bring (`input_scale`) and by 1 without one, which loses what is small. Where a file
@@ -35,7 +35,7 @@ FP8, INT8 = "float8_e4m3fn", "int8_tensorwise"  # as ComfyUI calls the formats
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 ROW_LAYOUT = "OvisImageRowFP8Layout"
 
-# The blocks' large matrices. What makes shifts, scales and gates, and all outside the blocks, stays as it is:
+# The blocks' large matrices. Modulation layers and all layers outside the blocks stay as they are: they take
 # few multiplications, and every error there reaches all tokens.
 QUANTIZED = re.compile(
     r"(double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)|single_blocks\.\d+\.linear[12])"
@@ -44,17 +44,18 @@ QUANTIZED = re.compile(
 
 
 class RowFP8Layout(TensorCoreFP8E4M3Layout):
-    """ComfyUI's fp8, where activations without a scale get one a row."""
+    """ComfyUI's fp8 layout, with a scale a row for activations that have none."""
 
     @classmethod
     def quantize(cls, tensor: Tensor, scale=None, **kwargs):
-        """Scales are powers of two, which lose nothing: rows need no copy in float32, and products can be
-        scaled in bfloat16.
+        """Quantises with powers of two as scales, which are exact in bfloat16.
+
+        Rows then need no copy in float32, and products can be scaled in bfloat16.
         """
         if scale is not None or tensor.ndim != 2:
             return super().quantize(tensor, scale=scale, **kwargs)
         largest = torch.linalg.vector_norm(tensor, float("inf"), 1, keepdim=True).float()
-        # Where the inverse of a scale is a number of that dtype.
+        # The dtype must be able to hold the inverse of a scale.
         exponents = (largest / FP8_MAX).log2().ceil().clamp(math.log2(torch.finfo(tensor.dtype).tiny))
         qdata = (tensor * (-exponents).exp2().to(tensor.dtype)).to(cls.FP8_DTYPE)
         rows = exponents.exp2()
@@ -62,6 +63,7 @@ class RowFP8Layout(TensorCoreFP8E4M3Layout):
 
     @classmethod
     def dequantize(cls, qdata: Tensor, params) -> Tensor:
+        """Dequantises with one scale, or with one a row (M, 1)."""
         if params.scale.numel() == 1:
             return super().dequantize(qdata, params)
         return (qdata.float() * params.scale).to(params.orig_dtype)
@@ -71,7 +73,7 @@ register_layout_class(ROW_LAYOUT, RowFP8Layout)
 
 
 def scaled_in_kernel(a: Tensor, b: Tensor, rows: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """(M, K) fp8 with a scale a row (M, 1), (K, N) fp8 with one scale, (N,) bf16 -> (M, N) bf16."""
+    """Multiplies (M, K) fp8 scaled a row (M, 1), (K, N) fp8 with one scale, adds (N,) -> (M, N) bf16."""
     columns = scale.expand(1, b.shape[1]).contiguous()
     return torch._scaled_mm(
         a, b, scale_a=rows, scale_b=columns, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
@@ -79,7 +81,7 @@ def scaled_in_kernel(a: Tensor, b: Tensor, rows: Tensor, scale: Tensor, bias: Te
 
 
 def scaled_behind(a: Tensor, b: Tensor, rows: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The same where the kernel takes one scale a matrix, such as on Windows and before Hopper."""
+    """Does the same where the kernel takes one scale a matrix, as on Windows and before Hopper."""
     product = torch._scaled_mm(
         a, b, scale_a=torch.ones_like(scale), scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
     )
@@ -89,7 +91,7 @@ def scaled_behind(a: Tensor, b: Tensor, rows: Tensor, scale: Tensor, bias: Tenso
 
 @functools.cache
 def fp8_product(device: torch.device) -> Callable[..., Tensor] | None:
-    """How torch multiplies fp8 matrices on the device, None where it cannot; tried once."""
+    """Finds how torch multiplies fp8 matrices on the device, None where it cannot; tries once."""
     a, weight = (torch.ones(num, 1024, device=device).to(torch.float8_e4m3fn) for num in (64, 512))
     rows, scale = torch.ones(64, 1, device=device), torch.ones((), device=device)
     bias = torch.ones(512, device=device, dtype=torch.bfloat16)
@@ -98,7 +100,7 @@ def fp8_product(device: torch.device) -> Callable[..., Tensor] | None:
             product(a, weight.t(), rows, scale, bias)
         except (RuntimeError, NotImplementedError) as error:
             if comfy.model_management.is_oom(error):
-                raise  # for ComfyUI, which makes room
+                raise  # ComfyUI catches it and frees memory
             log.info("fp8 on %s: not %s: %s", device, product.__name__, str(error).partition("\n")[0])
         else:
             log.info("fp8 on %s: %s", device, product.__name__)
@@ -107,7 +109,7 @@ def fp8_product(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """inputs (M, K) @ weight (K, N) + bias, in fp8 where both are and the device can."""
+    """Computes inputs (M, K) @ weight (K, N) + bias, in fp8 where both are and the device supports it."""
     is_fp8 = all(isinstance(x, QuantizedTensor) for x in (inputs, weight))
     if is_fp8 and inputs._params.scale.numel() == len(inputs) and (multiply := fp8_product(inputs.device)):
         product = multiply(
@@ -144,14 +146,14 @@ def _addmm(_, args, kwargs):
 
 
 def note(layer_format: str) -> Tensor:
-    """How ComfyUI's mixed-precision layers are told what a weight is."""
+    """Writes a weight's format as the quantisation metadata of ComfyUI's mixed-precision layers."""
     return torch.tensor(list(json.dumps({"format": layer_format}).encode()), dtype=torch.uint8)
 
 
 def quantize_state(state: dict[str, Tensor], layer_format: str) -> dict[str, Tensor]:
-    """A state dict whose large matrices are fp8 or int8, as ComfyUI's files have them.
+    """Quantises a state dict's large matrices to fp8 or int8, as in ComfyUI's files.
 
-    One scale a matrix in fp8, where it moves the exponent alone, and one a row in int8.
+    Uses one scale a matrix in fp8, where it shifts the exponent alone, and one a row in int8.
     """
     device = comfy.model_management.get_torch_device()
     layout = get_layout_class(QUANT_ALGOS[layer_format]["comfy_tensor_layout"])
@@ -173,9 +175,9 @@ def quantize_state(state: dict[str, Tensor], layer_format: str) -> dict[str, Ten
 
 
 def low_precision_ops(model_config, compute_dtype: torch.dtype, device: torch.device) -> type:
-    """ComfyUI's mixed-precision layers, whose fp8 ones scale activations a row unless the file says how.
+    """Makes ComfyUI's mixed-precision layers; fp8 ones scale activations a row unless the file has a scale.
 
-    On a CPU int8 ones are computed dequantised, whatever it can do, so that all CPUs give the same picture.
+    On any CPU int8 layers compute dequantised, so that all CPUs give the same picture.
     On one with AVX2 alone, torch's int8 products take 13 to 34 times as long.
     """
     is_cpu = comfy.model_management.is_device_cpu(device)
@@ -197,7 +199,7 @@ def low_precision_ops(model_config, compute_dtype: torch.dtype, device: torch.de
                 )
 
         def _forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            # Which ComfyUI's int8 layers overlook where weights and activations are of one dtype.
+            # ComfyUI's int8 layers overlook this where weights and activations have one dtype.
             if is_cpu and self._full_precision_mm and isinstance(weight, QuantizedTensor):
                 weight = weight.dequantize()
             return super()._forward(input, weight, bias)
@@ -205,6 +207,6 @@ def low_precision_ops(model_config, compute_dtype: torch.dtype, device: torch.de
         def set_weight(self, weight: Tensor, inplace_update: bool = False, **kwargs) -> Tensor | None:
             if not inplace_update:
                 return super().set_weight(weight, **kwargs)
-            self.weight.data.copy_(weight)  # for hooks, of weights that are not quantised
+            self.weight.data.copy_(weight)  # hooks do this with plain weights
 
     return type("LowPrecisionOps", (ops,), {"Linear": Linear})

@@ -1,4 +1,4 @@
-"""The MODEL's patchers: ComfyUI's, with LoRAs of every dialect and the modulation kept off the device."""
+"""Extends ComfyUI's patchers for our MODEL: LoRAs of every dialect, and offloaded modulation layers."""
 
 import comfy.model_management
 import comfy.model_patcher
@@ -9,22 +9,24 @@ from .hooked_weights import ExchangedWeights
 
 
 class _ModulationPatcher:
-    """Part of our patchers: forgets what the modulation has answered when the model leaves its device."""
+    """A part of our patchers: clears the modulation's cached outputs when the model leaves its device."""
 
     def detach(self, unpatch_all: bool = True) -> nn.Module:
+        """Detaches the model, and clears the modulation's cached outputs."""
         if unpatch_all:
             self.model.diffusion_model.modulation.forget()
         return super().detach(unpatch_all)
 
 
 class OvisImagePatcher(AliasPatcher, _ModulationPatcher, ExchangedWeights, comfy.model_patcher.ModelPatcher):
-    """The patcher where ComfyUI's dynamic VRAM is off: the modulation layers stay off the device.
+    """The patcher without ComfyUI's dynamic VRAM: the modulation layers stay offloaded.
 
-    They work there as what ComfyUI offloads does, and count for nothing in its accounts.
+    They work as layers that ComfyUI offloads, and do not count in the model's size.
     """
 
     def model_size(self) -> int:
-        if not self.size:  # which clones are given
+        """Counts the model's bytes without the modulation layers."""
+        if not self.size:  # clones copy it
             kept_off = map(comfy.model_management.module_size, self._modulation().values())
             self.size = super().model_size() - sum(kept_off)
         return self.size
@@ -34,7 +36,8 @@ class OvisImagePatcher(AliasPatcher, _ModulationPatcher, ExchangedWeights, comfy
         return [entry for entry in super()._load_list(*args, **kwargs) if entry[-2] not in kept_off]
 
     def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
-        # A full load would move all that the network has.
+        """Loads the model, and patches the modulation layers where they stay."""
+        # ComfyUI's full load would move the modulation layers, too.
         memory = 1e32 if full_load else lowvram_model_memory
         super().load(device_to, memory, force_patch_weights)
         for name, layer in self._modulation().items():
@@ -52,14 +55,14 @@ class OvisImagePatcher(AliasPatcher, _ModulationPatcher, ExchangedWeights, comfy
 
 
 class DynamicOvisImagePatcher(AliasPatcher, _ModulationPatcher, comfy.model_patcher.ModelPatcherDynamic):
-    """The patcher where ComfyUI's dynamic VRAM is on: the modulation layers are the first to leave it."""
+    """The patcher with ComfyUI's dynamic VRAM: the modulation layers are offloaded first."""
 
     static_class = OvisImagePatcher
 
     def _load_list(self, *args, **kwargs) -> list[tuple]:
         entries = super()._load_list(*args, **kwargs)
         modulation = {*self.model.diffusion_model.modulation.layers.values()}
-        # Sorted by size, the largest first, behind whether it is large at all.
+        # ComfyUI sorts by whether an entry is large, then by size.
         return [
             (True, 1, *rest) if rest[-2] in modulation else (is_large, size, *rest)
             for is_large, size, *rest in entries

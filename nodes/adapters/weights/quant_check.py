@@ -1,4 +1,4 @@
-"""The error of a quantised MODEL's layers against a reference, on random inputs without calibration."""
+"""Measures the error of a quantised MODEL's layers against a reference, on random inputs."""
 
 import comfy.model_management
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..network.transformer import network_of
 
-NUM_ROWS = 64  # of random inputs to each layer
+NUM_ROWS = 64  # the number of random inputs to each layer
 SEED = 0
 
 
@@ -43,7 +43,7 @@ def check_layers(model, reference, num_shown: int) -> str:
 
 
 def kind_of(weight: Tensor) -> str:
-    """Names what a weight is kept in: a dtype, or the format of a quantised one."""
+    """Names the dtype of a weight, or the format of a quantised one."""
     if not hasattr(weight, "_params"):
         return str(weight.dtype).removeprefix("torch.")
     return getattr(weight._params, "block_format", None) or str(weight._qdata.dtype).removeprefix("torch.")

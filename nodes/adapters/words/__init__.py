@@ -1,4 +1,4 @@
-"""Words: the core's lettering, evaluation and campaigns with ComfyUI's folders, images and graphs.
+"""Connects the core's lettering, evaluation and campaigns to ComfyUI's folders, images and graphs.
 
 lettering       a prompt's texts, with the linked CLIP's tokenizer and the user's styles
 verify          reading pictures, ranking them, and drawing until the text is right

@@ -1,4 +1,4 @@
-"""Tables of ComfyUI's input folder, pictures of its output folder, and fonts -> the core's campaigns."""
+"""Feeds the core's campaigns: tables of ComfyUI's input folder, pictures of its output folder, fonts."""
 
 import io
 import re
@@ -17,12 +17,12 @@ from ....ovis_core.drawing.fonts import FOLDERS, Fonts
 from ....ovis_core.drawing.sheet import Look, draw_sheet
 
 PASTED = "pasted rows"
-# What SaveImage and its like put behind a name: a counter, and the ending of a picture.
+# SaveImage and similar nodes append a counter and a picture's extension to a name.
 SAVED = re.compile(r"(.+?)(?:_\d{5,}_)?\.(?:png|jpe?g|webp|avif|tiff?|bmp|exr|svg)", re.IGNORECASE)
 
 
 def table_names() -> list[str]:
-    """What the node lists: the pasted text, then the tables in the input folder."""
+    """Lists the choices of the node: the pasted text, then the tables in the input folder."""
     folder = Path(folder_paths.get_input_directory())
     files = folder.iterdir() if folder.is_dir() else ()
     names = (path.name for path in files if path.suffix.lower() in EXTENSIONS and path.is_file())
@@ -49,7 +49,7 @@ def plan_table(
 
 
 def table_path(name: str) -> Path:
-    """The path of a listed table. Raises ValueError for any other, so that no path can be smuggled in."""
+    """Finds a listed table. Raises ValueError for any other, so that no path can be smuggled in."""
     names = table_names()[1:]
     if name not in names:
         raise ValueError(
@@ -60,7 +60,7 @@ def table_path(name: str) -> Path:
 
 
 def table_state(file: str) -> tuple[str, int, int]:
-    """What changes when the table does."""
+    """Makes a value that changes when the table does."""
     if file in (PASTED, None):
         return (PASTED, 0, 0)
     state = table_path(file).stat()
@@ -68,7 +68,7 @@ def table_state(file: str) -> tuple[str, int, int]:
 
 
 def output_exists() -> Callable[[str], bool]:
-    """Whether a name below the output folder has a picture. Each folder is listed once."""
+    """Makes a test of whether a name below the output folder has a picture. Lists each folder once."""
     root = Path(folder_paths.get_output_directory())
     listed: dict[Path, set[str]] = {}
 
@@ -108,7 +108,7 @@ def labelled_grid(
 
 
 def label_list(labels: list[str], pictures: int) -> list[str]:
-    """A linked list of labels as it is; a single text is one label a line, or that of the only picture."""
+    """Splits a single text into a label a line, or one for the only picture; keeps a linked list."""
     if len(labels) != 1:
         return labels
     if not labels[0].strip():
@@ -117,7 +117,7 @@ def label_list(labels: list[str], pictures: int) -> list[str]:
 
 
 def _picture(image: Tensor) -> Image.Image:
-    """(H, W, C) from 0 to 1, gray, RGB or RGBA; what is transparent becomes white."""
+    """Converts (H, W, C) from 0 to 1, gray, RGB or RGBA, to a picture; transparent pixels become white."""
     if image.shape[-1] == 1:
         image = image.expand(*image.shape[:-1], 3)
     if image.shape[-1] == 4:

@@ -1,4 +1,4 @@
-"""The core's lettering with what ComfyUI knows: the linked CLIP's tokenizer, the user's folder."""
+"""Connects the core's lettering to the linked CLIP's tokenizer and the user's folder."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A prompt, fixed if that was asked for, and what was found in it."""
+    """A prompt, fixed on request, and the findings in it."""
 
     prompt: str
     report: str
@@ -58,7 +58,7 @@ def check_prompt(
 
 
 def style_names() -> list[str]:
-    """The shipped styles and the user's; a broken file of theirs is told of when a style is used."""
+    """Lists the shipped styles and the user's; a broken file of theirs is reported when a style is used."""
     try:
         return list(all_styles(_own_styles()))
     except (OSError, ValueError):
@@ -66,11 +66,12 @@ def style_names() -> list[str]:
 
 
 def describe_style(name: str, language: str, colour: str) -> str:
+    """Describes a shipped style or the user's in a language, with a colour."""
     return describe(all_styles(_own_styles()), name, _code(language), colour)
 
 
 def _code(language: str) -> str:
-    """Raises ValueError for a language that is not offered, which a linked text may be."""
+    """Gets a language's code. Raises ValueError for an unknown language, which linked text may hold."""
     if language not in LANGUAGES:
         raise ValueError(f"the language is {language!r}; choose one of {', '.join(LANGUAGES)}")
     return LANGUAGES[language]
@@ -86,7 +87,7 @@ def _outputs(composed: Composed) -> Written:
 
 
 def _meter(clip: CLIP) -> Meter:
-    """Ours tells what it cut off; every other CLIP gives all tokens, padded."""
+    """Chooses a token counter: our CLIP reports what it cut off; any other gives all tokens, padded."""
 
     def own_tokens(prompt: str) -> tuple[list[int], int]:
         tokens = clip.tokenizer.prompt_tokenizer(prompt)

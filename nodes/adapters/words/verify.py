@@ -1,4 +1,4 @@
-"""The core's verification with ComfyUI's images, interruption and node expansion."""
+"""Connects the core's verification to ComfyUI's images, interruption and node expansion."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,12 +31,12 @@ JUDGING = ("texts", "threshold", "case_sensitive", "width_sensitive", "count_ext
 
 @lru_cache(maxsize=1)
 def _reader() -> RapidReader:
-    """One for the process: loading it takes a second. Some 200 MB of ordinary memory, none of the GPU's."""
+    """Loads one reader for the process, in a second; it takes some 200 MB of RAM and no GPU memory."""
     return RapidReader()
 
 
 def to_arrays(images: Tensor) -> list[np.ndarray]:
-    """IMAGE (B, height, width, C) -> uint8 (height, width, 3) each. Raises ValueError for anything else."""
+    """Converts IMAGE (B, height, width, C) to uint8 (height, width, 3) each. Raises ValueError otherwise."""
     if images.ndim != 4 or images.shape[0] == 0 or images.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"the image has the shape {[*images.shape]}, pictures have [batch, height, width, 3]; connect "
@@ -48,7 +48,7 @@ def to_arrays(images: Tensor) -> list[np.ndarray]:
 
 
 def to_image(arrays: Sequence[np.ndarray]) -> Tensor:
-    """The inverse, for pictures of one size."""
+    """Inverts `to_arrays` for pictures of one size."""
     return torch.from_numpy(np.stack(arrays)).float() / 255
 
 
@@ -60,7 +60,7 @@ def verify_all(
     width_sensitive: bool,
     count_extra: bool,
 ) -> list[Verdict]:
-    """A verdict on each picture; can be interrupted between two."""
+    """Judges each picture; can be interrupted between two."""
     wanted, rules, reader = expected_texts(texts), Rules(case_sensitive, width_sensitive), _reader()
     progress = comfy.utils.ProgressBar(len(arrays))
     verdicts = []
@@ -72,7 +72,7 @@ def verify_all(
 
 
 class Verified(NamedTuple):
-    """What OvisTextVerify gives."""
+    """The outputs of OvisTextVerify."""
 
     annotated: Tensor
     score: float  # the lowest
@@ -82,7 +82,7 @@ class Verified(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """What OvisTextBestOf gives."""
+    """The outputs of OvisTextBestOf."""
 
     best: Tensor
     number: int  # of the best, from 1
@@ -94,7 +94,7 @@ class Ranked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What OvisTextRetry gives."""
+    """The outputs of OvisTextRetry."""
 
     image: Tensor
     seed: int
@@ -166,29 +166,29 @@ class Best:
 
 @dataclass(frozen=True)
 class Tries:
-    """What a step of OvisTextRetry hands to the next one.
+    """The state that a step of OvisTextRetry passes to the next one.
 
-    It travels through the graph as a dictionary: ComfyUI caches a node by its constant inputs, and compares
-    those of JSON's types only.
+    It passes through the graph as a dictionary: ComfyUI caches a node by its constant inputs, and compares
+    only those of JSON's types.
     """
 
     node: str  # of the user's graph, which shows the progress
     tries: tuple[Try, ...] = ()
     best: Best | None = None
-    image: Link | None = None  # of the try that is under way
+    image: Link | None = None  # of the current try
 
     @classmethod
     def from_dict(cls, values: dict) -> "Tries":
-        """The inverse of dataclasses.asdict."""
+        """Inverts dataclasses.asdict."""
         tries, best = (Try(**entry) for entry in values["tries"]), values["best"]
         return cls(**values | {"tries": tuple(tries), "best": best and Best(**best)})
 
     def seed(self, inputs: dict) -> int:
-        """Of the next try, or of the one that is being judged."""
+        """Computes the seed of the next try, or of the one that is being judged."""
         return (inputs["seed"] + len(self.tries)) % (MAX_SEED + 1)
 
     def judged(self, inputs: dict, image: Tensor) -> "Tries":
-        """Adds the try that is under way, by its decoded image."""
+        """Adds the current try, by its decoded image."""
         verdicts = verify_all(to_arrays(image), **{name: inputs[name] for name in JUDGING})
         i = ranking(verdicts)[0]
         tried = Try(self.seed(inputs), verdicts[i].score, verdicts[i].passed)
@@ -199,13 +199,13 @@ class Tries:
         return replace(self, tries=(*self.tries, tried), best=best)
 
     def progress(self, max_tries: int) -> str:
-        """A line about the last try."""
+        """Describes the last try in a line."""
         last = self.tries[-1]
         verdict = "passed" if last.passed else "failed"
         return f"try {len(self.tries)} of {max_tries}, seed {last.seed}: {verdict}, score {last.score:.3f}"
 
     def found(self, image: Tensor) -> Found:
-        """The node's outputs, with the batch of the best try."""
+        """Collects the node's outputs, with the batch of the best try."""
         best, tries = self.best, self.tries
         winner = tries[best.number]
         lines = [f"try {i}, seed {t.seed}: score {t.score:.3f}" for i, t in enumerate(tries, 1)]
@@ -221,7 +221,7 @@ class Tries:
 
 
 class Expansion(NamedTuple):
-    """The nodes of the next try, and where they give what OvisTextRetry gives."""
+    """The nodes of the next try, and their links to the outputs of OvisTextRetry."""
 
     outputs: tuple[Link, ...]
     graph: dict
@@ -237,9 +237,9 @@ def retry(
 ) -> Found | Expansion:
     """Takes one step of drawing until the text is right.
 
-    Sampler, decoder and this node again take the place of the node, for as long as no try has passed. `state`
-    is what a step hands to the next one, with the decoded `image` and the `best` one before it. `inputs` are
-    the node's own, connections to models and the like as they came.
+    Sampler, decoder and this node again replace the node until a try has passed. `state`
+    is what a step passes to the next one, with the decoded `image` and the `best` one before it. `inputs` are
+    the node's own, with connections (to models, for example) unchanged.
     """
     tries = Tries.from_dict(state) if state else Tries(node_id)
     if image is not None:
@@ -261,7 +261,7 @@ def retry(
 
 
 def _report(verdicts: Sequence[Verdict], order: Sequence[int] | None = None) -> str:
-    """One after the other; numbered where there are several."""
+    """Lists the reports, numbered where there are several."""
     if len(verdicts) == 1:
         return verdicts[0].report()
     order = range(len(verdicts)) if order is None else order
