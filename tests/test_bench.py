@@ -1,4 +1,4 @@
-"""The bench's own arithmetic; measurements themselves are no tests."""
+"""Tests the bench's own arithmetic, not its measurements."""
 
 import contextlib
 import json
@@ -17,11 +17,13 @@ BENCH = tiny_model.ROOT / "tests" / "bench"
 
 @pytest.fixture(scope="module")
 def meter():
+    """Imports the bench's meter."""
     return tiny_model.import_by_path("bench_meter", BENCH / "meter.py")
 
 
 @pytest.fixture(scope="module")
 def table():
+    """Imports the bench's table."""
     return tiny_model.import_by_path("bench_table", BENCH / "table.py")
 
 
@@ -46,7 +48,7 @@ def test_peak_memory_counts_what_lives_at_once(meter):
         a = x + 1  # 4000 bytes
         b = a + 1
         del a
-        c = b.view(10, 100)[1:]  # no memory of its own
+        c = b.view(10, 100)[1:]  # takes no memory of its own
         del b
         c.add_(1)
         d = x * 2
@@ -113,17 +115,19 @@ def test_bars_begin_behind_the_longest_label_and_end_in_the_picture(table):
 
 @pytest.fixture(scope="module")
 def gpu_rows():
+    """Imports the rows of the GPU bench."""
     tiny_model.import_by_path("table", BENCH / "table.py")
     return tiny_model.import_by_path("gpu_rows", BENCH / "gpu_rows.py")
 
 
 @pytest.fixture(scope="module")
 def timer():
+    """Imports the bench's timer."""
     return tiny_model.import_by_path("bench_timer", BENCH / "timer.py")
 
 
 def gpu_part(**runs) -> dict:
-    """What one part of the GPU bench might measure at 1024x1024."""
+    """Makes figures as one part of the GPU bench might measure them at 1024x1024."""
     runs = {
         id: {"ms": ms, "quartiles_ms": [ms - 1, ms + 1], "repeats": 20, "attention": "kernel"}
         for id, ms in runs.items()

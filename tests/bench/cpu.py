@@ -1,9 +1,9 @@
-"""What can be known without a GPU: operations, operators and memory of a forward of the full-size network.
+"""Counts what can be known without a GPU: operations, operators and memory of a full-size forward.
 
 python3 dev.py bench cpu
 
 Counted on tensors without data, so the 7.37 B parameters need no memory. Seconds are of a small network on
-the CPU and a smoke signal only: they say nothing about a GPU. How many forwards the residual cache computes
+the CPU and only a smoke test: they say nothing about a GPU. How many forwards the residual cache computes
 is counted on the model in the pack.
 """
 
@@ -57,6 +57,7 @@ NOTE = (
 
 
 def main() -> None:
+    """Measures, prints and writes the rows."""
     rows = [*counted(), *in_comfyui(), *ablated(), *decoded(), *waiting(), *running(), *agreeing()]
     rows += [*cached(), *timed()]
     write("cpu", rows, NOTE)
@@ -65,11 +66,13 @@ def main() -> None:
 
 @cache
 def full_size(side: int) -> dict[str, Meter]:
+    """Counts a forward of each full-size network on a picture of `side` pixels."""
     runs = forwards(FULL, 2, side // 8, side // 8, "meta", torch.bfloat16)
     return {name: measure(run) for name, run in runs.items()}
 
 
 def counted() -> Iterator[Row]:
+    """Compares what a forward takes: operations, operators, memory."""
     for side in SIDES:
         meters = full_size(side)
         for peer in PEERS:
@@ -84,7 +87,7 @@ def counted() -> Iterator[Row]:
 
 
 def in_comfyui() -> Iterator[Row]:
-    """Of the pack's model there, where a schedule's modulation is computed before the first step.
+    """Counts a forward in ComfyUI, where a schedule's modulation is computed before the first step.
 
     Cards with room take single blocks at once, others in parts.
     """
@@ -100,7 +103,7 @@ def in_comfyui() -> Iterator[Row]:
 
 
 def ablated() -> Iterator[Row]:
-    """What a step in ComfyUI at 1024x1024 would take without one thing that it spares."""
+    """Counts a step in ComfyUI at 1024x1024 with one saving left out at a time."""
     full = {room: measure(tabulated(FULL, 2, 128, 128, room)) for room in (True, False)}
     for without, has_room, kinds in (
         ("single blocks in parts", False, ("memory",)),
@@ -118,6 +121,7 @@ def ablated() -> Iterator[Row]:
 
 
 def decoded() -> Iterator[Row]:
+    """Compares the peak memory of decoding."""
     runs = decoders(128, 128)
     meters = {name: measure(run) for name, run in runs.items()}
     for peer in PEERS:
@@ -127,8 +131,9 @@ def decoded() -> Iterator[Row]:
 
 
 def waiting() -> Iterator[Row]:
-    """Of a forward and of what the sampler does around it. Numbers read show on a CPU, copies between devices
-    without data alone, so forwards are run on both.
+    """Counts how often the host waits in a forward and in the sampler around it.
+
+    Numbers read show on a CPU, copies between devices only without data, so forwards run on both.
     """
     waits = {name: measure(run).waits for name, run in samplers(8).items()}
     for device, dtype in (("cpu", torch.float32), ("meta", torch.bfloat16)):
@@ -140,10 +145,10 @@ def waiting() -> Iterator[Row]:
 
 
 def running() -> Iterator[Row]:
-    """In ComfyUI's sampler with each one's MODEL on a small network: what 8 steps more make the host wait.
+    """Counts the host's waits in 8 further steps of ComfyUI's sampler, with each MODEL of a small network.
 
-    Sigma is read for the table of modulation. What is asked a step later, when the device has done it, is not
-    waited for.
+    Sigma is read for the table of modulation. The host does not wait for what it reads a step
+    later, when the device has finished it.
     """
     for what, settings in (("", {}), (" with guidance in an interval", {"start": 0.9, "end": 0.2})):
         waits = {
@@ -159,6 +164,7 @@ def running() -> Iterator[Row]:
 
 
 def run_waits(name: str, steps: int, settings: dict[str, float]) -> int:
+    """Counts the host's waits in a run of `steps` steps."""
     comfyui_run(name, steps, **settings)  # what is made once is not counted
     with Meter() as meter:
         comfyui_run(name, steps, **settings)
@@ -166,6 +172,7 @@ def run_waits(name: str, steps: int, settings: dict[str, float]) -> int:
 
 
 def agreeing() -> Iterator[Row]:
+    """Compares the velocities of a small network."""
     with torch.no_grad():
         velocities = {name: run() for name, run in forwards(SMALL, 2, 16, 16, "cpu", torch.float32).items()}
     for peer in PEERS:
@@ -175,7 +182,7 @@ def agreeing() -> Iterator[Row]:
 
 
 def cached() -> Iterator[Row]:
-    """Forwards computed of the pack's model, 20 steps at cfg 4, some prompts together."""
+    """Counts the forwards of the pack's model that the cache computes: 20 steps at cfg 4, some prompts."""
     pipeline = load_pipeline(NANO, dtype=torch.float32)
     for threshold in THRESHOLDS:
         with counting() as reports:
@@ -188,6 +195,7 @@ def cached() -> Iterator[Row]:
 
 
 def measure(run: Forward) -> Meter:
+    """Counts a second run, without what the first makes once."""
     with torch.no_grad():
         run()  # what is made once is not counted
         with Meter() as meter:
@@ -196,6 +204,7 @@ def measure(run: Forward) -> Meter:
 
 
 def timed() -> Iterator[Row]:
+    """Times a small network's forward on the CPU."""
     runs = forwards(SMALL, 2, 16, 16, "cpu", torch.float32)
     with torch.no_grad():
         taken = interleaved(runs, torch.device("cpu"), WARM_UPS, REPEATS)

@@ -1,4 +1,4 @@
-"""The full-size network on a GPU, with the same random weights as diffusers and as ComfyUI has it.
+"""Measures the full-size network on a GPU beside diffusers and ComfyUI, with the same random weights.
 
     python3 dev.py bench gpu --part 1      ceilings; diffusers, ComfyUI and ours at 1024x1024, whole images
     python3 dev.py bench gpu --part 2      fp8, int8, cache, attention kernels; 512x512 and 1536x1536
@@ -49,12 +49,13 @@ OTHER_SIDES = {"1": (), "2": ("D0", "N0", "U0", "U1", "U3"), "3": ()}
 MEASURED = "gpu_measured.json"
 SIDES, SMALL_SIDES = (1024, 512, 1536), (128, 64, 192)
 MAX_ERROR = 0.01  # of a velocity, or 1.5 times that of diffusers where its rounding is worse
-MAX_ERROR_BESIDE_D0 = 0.05  # where that, of the same precision, has to stand in for float32
+MAX_ERROR_BESIDE_D0 = 0.05  # where diffusers in the same precision replaces the float32 reference
 MAX_LOW_ERROR = 0.2  # of fp8 and int8
 PACKAGES = ("diffusers", "triton", "comfy-kitchen", "comfy-aimdo")
 
 
 def main() -> None:
+    """Measures one part and writes the results."""
     parser = argparse.ArgumentParser(description="The full-size network on a GPU.")
     parser.add_argument("--part", choices=tuple(PARTS), default="1")
     parser.add_argument("--small", action="store_true", help="a small network, for trying this out")
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 class Bench:
-    """One part's measurements, on disk after each of them."""
+    """The measurements of one part, which are saved after each figure."""
 
     def __init__(self, part: str, small: bool, deadline: float, out: Path):
         self.part, self.small, self.deadline, self.out = part, small, deadline, out
@@ -101,6 +102,7 @@ class Bench:
         }
 
     def run(self) -> None:
+        """Takes all measurements of the part."""
         print(self.figures["hardware"], timer.driver_state(), flush=True)
         if self.part == "1":
             self.measure_ceilings()
@@ -125,6 +127,7 @@ class Bench:
         self.save()
 
     def save(self) -> None:
+        """Writes the figures, the rows and the page."""
         self.out.mkdir(parents=True, exist_ok=True)
         measured = merge(self.out / MEASURED, self.part, self.figures)
         if rows := rows_of(measured):
@@ -132,7 +135,7 @@ class Bench:
 
     @contextmanager
     def leaving_out(self, what: str, estimate: float = 0.0, deadline: float = math.inf) -> Iterator[bool]:
-        """False when `estimate` seconds are no longer left. What fails is left out, by name and reason."""
+        """Yields False when less than `estimate` seconds are left; notes what fails by name and reason."""
         has_time = time.monotonic() + estimate < min(self.deadline, deadline)
         if not has_time:
             self.leave_out(what, "no time left")
@@ -141,13 +144,13 @@ class Bench:
 
     @contextmanager
     def surviving(self, what: str) -> Iterator[None]:
-        """What fails is left out, by name and reason."""
+        """Goes on after a failure, and notes it by name and reason."""
         reason = None
         try:
             yield
         except Unavailable as error:
             reason = str(error)
-        except Exception as error:  # noqa: BLE001, what fails must not take the rest along
+        except Exception as error:  # noqa: BLE001, a failure must not stop the rest
             traceback.print_exc()
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         if reason:
@@ -155,10 +158,12 @@ class Bench:
             self.free()
 
     def leave_out(self, what: str, reason: str) -> None:
+        """Notes what is left out, and why."""
         self.figures["left_out"][what] = reason
         print(f"left out: {what} ({reason})", flush=True)
 
     def measure_ceilings(self) -> None:
+        """Measures the device's ceilings."""
         with self.leaving_out("ceilings"):
             for what, figure, unit in timer.ceilings(self.device, burn=0.2 if self.small else 10.0):
                 state = timer.driver_state() if "sustained" in what else {}
@@ -168,12 +173,13 @@ class Bench:
         self.free()
 
     def make_weights(self) -> Weights:
+        """Makes the random weights that all share."""
         network = transformer.OvisImageTransformer(self.config, device="meta")
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
         return random_weights(self.config, layouts, shapes, self.device, self.dtype)
 
     def check(self, ids: tuple[str, ...], weights: Weights) -> list[str]:
-        """Those whose first velocity is the reference's but for rounding."""
+        """Selects those whose first velocity equals the reference's up to rounding."""
         inputs, good = self.inputs(self.sides[0]), []
         expected = self.make_reference(weights, inputs)
         self.free()
@@ -199,7 +205,7 @@ class Bench:
         return good
 
     def make_reference(self, weights: Weights, inputs: Inputs) -> Tensor | None:
-        """The first velocity of diffusers in float32, or where that cannot be made as shipped."""
+        """Makes the first velocity of diffusers in float32, or in its shipped precision where that fails."""
         expected = None
         with self.surviving("the velocity in float32"):
             expected = self.wide_velocity(weights, inputs)
@@ -213,11 +219,13 @@ class Bench:
         return expected
 
     def wide_velocity(self, weights: Weights, inputs: Inputs) -> Tensor:
+        """Computes the velocity of diffusers in float32."""
         wide = Weights({}, {name: tensor.float() for name, tensor in weights.diffusers.items()})
         wide_inputs = replace(inputs, x=inputs.x.float(), context=inputs.context.float())
         return Diffusers(self.config, wide).velocity(wide_inputs)
 
     def max_error(self, id: str) -> float:
+        """Gives the largest error allowed for an implementation."""
         if id.startswith("U3"):
             return MAX_LOW_ERROR
         if self.figures["reference"] == "D0":
@@ -225,19 +233,21 @@ class Bench:
         return max(MAX_ERROR, 1.5 * self.figures["errors"].get("D0", 0.0))
 
     def measure(self, side: int, ids: list[str]) -> None:
-        """Seconds a step of all, in turns."""
+        """Times a step of each, in turns."""
         inputs, size = self.inputs(side), self.size(side)
         what = f"steps at {side}x{side}"
         with self.leaving_out(what, estimate=10 if self.small else 30) as has_time:
             if has_time:
                 self.take_turns(side, ids, inputs, size["runs"])
                 self.save()
-        # A first call's figures alone are no run.
+        # The figures of a first call alone do not make a run.
         size["runs"] = {id: size["runs"][id] for id in ids if "ms" in size["runs"].get(id, {})}
         if not size["runs"]:
             del self.figures["sizes"][str(side)]
 
     def take_turns(self, side: int, ids: list[str], inputs: Inputs, runs: dict[str, dict]) -> None:
+        """Times the steps in turns, and notes their figures."""
+
         def guard(id: str) -> AbstractContextManager:
             return self.surviving(f"steps of {id} {NAMES[id]} at {side}x{side}")
 
@@ -254,7 +264,7 @@ class Bench:
             print(f"{side}x{side} {id} {NAMES[id]}: {runs[id]['ms']} ms", flush=True)
 
     def look_inside(self, side: int, ids: list[str]) -> None:
-        """Memory and kernels of one step of each."""
+        """Measures memory and kernels of one step of each."""
         inputs = self.inputs(side)
         for id in ids:
             run = self.figures["sizes"].get(str(side), {"runs": {}})["runs"].get(id)
@@ -276,7 +286,7 @@ class Bench:
                 self.save()
 
     def make_image(self, side: int, id: str) -> None:
-        """Seconds of a whole run, behind a short one that loads what there is to load."""
+        """Times a whole run, after a short one that loads the models."""
         run = self.figures["sizes"].get(str(side), {"runs": {}})["runs"].get(id)
         if run is None:
             return
@@ -292,7 +302,7 @@ class Bench:
                 self.save()
 
     def measure_cards(self, weights: Weights) -> None:
-        """Pictures on cards of less memory; both ways of ComfyUI get the same time."""
+        """Makes pictures on cards of less memory; both ways of ComfyUI get the same time."""
         side, steps = self.sides[0], 2 if self.small else 6
         inputs = self.inputs(side)
         self.free()
@@ -306,6 +316,7 @@ class Bench:
                         self.measure_card(id, way, card, weights, inputs, steps, deadline)
 
     def measure_card(self, id: str, way: str, card, weights: Weights, inputs, steps, deadline) -> None:
+        """Makes pictures on a card of less memory, and notes their figures."""
         what = f"{id} {NAMES[id]} on a card of {card.name}, {way}"
         with self.leaving_out(what, 5 if self.small else 20, deadline) as has_time:
             if has_time:
@@ -316,10 +327,11 @@ class Bench:
         self.free()
 
     def inputs(self, side: int) -> Inputs:
+        """Makes the inputs of a picture of `side` pixels."""
         return Inputs.random(self.config, side, self.device, self.dtype)
 
     def size(self, side: int) -> dict:
-        """The figures of a size; a guided step's operations are counted without data."""
+        """Gets the figures of a size; counts a guided step's operations without data."""
         sizes = self.figures["sizes"]
         if str(side) not in sizes:
             network = transformer.OvisImageTransformer(self.config, device="meta", dtype=torch.bfloat16)
@@ -332,13 +344,14 @@ class Bench:
         return sizes[str(side)]
 
     def free(self) -> None:
+        """Frees memory that is no longer used."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def hardware(device: torch.device) -> str:
-    """Device, driver and versions."""
+    """Names device, driver and versions."""
     if device.type != "cuda":
         return ", ".join([f"CPU, {torch.get_num_threads()} threads", *versions(PACKAGES)])
     name = f"{torch.cuda.get_device_name(device)}, driver {timer.driver_state().get('driver_version')}"

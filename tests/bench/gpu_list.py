@@ -1,4 +1,4 @@
-"""The implementations of the GPU bench by name, made when they are first asked for."""
+"""Makes the implementations of the GPU bench by name, when they are first asked for."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from gpu_models import (
 from pack import compilation, low_precision
 from weights import Weights
 
-# Others with one thing changed; U0-... is U0 without one of its features. `gpu_rows.NAMES` says which.
+# Variants with one change each; U0-... is U0 without one of its features. `gpu_rows.NAMES` says which.
 VARIANTS = {
     "N0c": ("N0", {"options": {"optimized_attention_override": cudnn_override}}),
     "U2": ("U1", {"is_split": True}),
@@ -42,11 +42,11 @@ COMPILED = ("D1", "U1", "U2", "U3", "U3-behind", "U3-int8", "U5")
 
 
 class Unavailable(Exception):
-    """Why an implementation cannot run here."""
+    """An error that tells why an implementation cannot run here."""
 
 
 class Implementations:
-    """`get(id)`; networks share the memory of `weights`, and one network serves as many as can share it."""
+    """The implementations by id; networks share the memory of `weights`, and implementations a network."""
 
     def __init__(self, config, weights: Weights, device: torch.device, backend: str):
         self.config = config
@@ -56,6 +56,7 @@ class Implementations:
         self._made: dict[str, Comfy | Diffusers] = {}
 
     def get(self, id: str) -> Comfy | Diffusers:
+        """Gets an implementation. Raises Unavailable where it cannot run."""
         if id not in self._made:
             if id in NEEDS_CUDA and self.device.type != "cuda":
                 raise Unavailable("needs CUDA")

@@ -1,4 +1,4 @@
-"""What the GPU bench compares: the same weights in diffusers, in ComfyUI's own model and in ours.
+"""Runs what the GPU bench compares: the same weights in diffusers, in ComfyUI's own model and in ours.
 
 A step is one guided evaluation: the conditional and the unconditional velocity of one picture.
 """
@@ -46,7 +46,7 @@ class Inputs:
 
     @classmethod
     def random(cls, config, side: int, device, dtype: torch.dtype) -> "Inputs":
-        """Of a picture of `side` pixels."""
+        """Makes random inputs for a picture of `side` pixels."""
         generator = torch.Generator(device).manual_seed(side)
         factory = {"generator": generator, "device": device, "dtype": dtype}
         x = torch.randn(1, config.in_channels // 4, side // 8, side // 8, **factory).repeat(2, 1, 1, 1)
@@ -55,11 +55,12 @@ class Inputs:
 
     @property
     def side(self) -> int:
+        """Counts the pixels of a side."""
         return 8 * self.x.shape[-1]
 
 
 class Diffusers:
-    """Its pipeline: two passes of one picture each."""
+    """The pipeline of diffusers: two passes of one picture each."""
 
     evaluations = 1
 
@@ -76,6 +77,7 @@ class Diffusers:
         self.pipeline.set_progress_bar_config(disable=True)
 
     def stepper(self, inputs: Inputs) -> Callable[[], Tensor]:
+        """Makes a step to call again and again."""
         tokens = latents.pack_latents(inputs.x)
         like = {"device": tokens.device, "dtype": tokens.dtype}  # as the pipeline has the positions
         ids = {
@@ -100,16 +102,18 @@ class Diffusers:
         return step
 
     def forget(self) -> None:
-        """It keeps nothing from step to step."""
+        """Does nothing, since diffusers keeps nothing from step to step."""
 
     def running(self) -> contextlib.AbstractContextManager:
+        """Enters nothing."""
         return contextlib.nullcontext()
 
     def velocity(self, inputs: Inputs) -> Tensor:
+        """Computes the velocities of both branches."""
         return latents.unpack_latents(self.stepper(inputs)(), *inputs.x.shape[-2:])
 
     def image(self, inputs: Inputs, steps: int) -> Tensor:
-        """Packed latents of a whole run."""
+        """Makes packed latents in a whole run."""
         return self.pipeline(
             prompt_embeds=inputs.context[:1],
             negative_prompt=None,
@@ -129,7 +133,7 @@ class Comfy:
 
     options: what its forwards find in transformer_options besides the MODEL's own. around: contexts that its
     forwards run in. is_cached: every second evaluation skips what the residual cache can skip. is_tabulated:
-    modulation comes from a table of `sigmas`, if there are any. kept: what those
+    modulation comes from a table of `sigmas`, if given. kept: what those
     contexts keep from step to step.
     """
 
@@ -144,14 +148,16 @@ class Comfy:
 
     @property
     def network(self) -> nn.Module:
+        """Gets the MODEL's network."""
         return self.patcher.model.diffusion_model
 
     @property
     def evaluations(self) -> int:
-        """In a call of what `stepper` returns."""
+        """Counts the evaluations in a call of what `stepper` returns."""
         return 2 if self.is_cached else 1
 
     def stepper(self, inputs: Inputs) -> Callable[[], Tensor]:
+        """Makes a step to call again and again."""
         shared = {**self.patcher.model_options["transformer_options"], **self.options}
         branches = ([0], [1]) if self.is_split else ([0, 1],)
         calls = []
@@ -189,17 +195,18 @@ class Comfy:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """What its forwards run in."""
+        """Enters the contexts of its forwards."""
         with contextlib.ExitStack() as stack:
             for context in self.around:
                 stack.enter_context(context(self))
             yield
 
     def velocity(self, inputs: Inputs) -> Tensor:
+        """Computes the velocities of both branches."""
         return self.stepper(inputs)()
 
     def image(self, inputs: Inputs, steps: int) -> Tensor:
-        """Latents of a whole run of ComfyUI's guider and sampler."""
+        """Makes latents in a whole run of ComfyUI's guider and sampler."""
         model = self.patcher.clone()
         model.model_options["transformer_options"].update(self.options)
         if not self.is_tabulated:
@@ -217,7 +224,7 @@ class Comfy:
 
 
 def native_model(weights: Weights) -> comfy.model_patcher.ModelPatcher:
-    """ComfyUI's own, as its loader makes it, but for weights that stay where they are."""
+    """Makes ComfyUI's own model as its loader does, except that weights stay where they are."""
     state = dict(weights.ours)
     management = comfy.model_management
     config = comfy.model_detection.model_config_from_unet(state, "")
@@ -236,13 +243,13 @@ def native_model(weights: Weights) -> comfy.model_patcher.ModelPatcher:
 
 
 def our_model(config, weights: Weights, weight_format: str | None = None):
-    """Ours, as our loader makes it, but for weights that stay where they are."""
+    """Makes our model as our loader does, except that weights stay where they are."""
     state = dict(weights.ours)
     if weight_format:
         state = low_precision.quantize_state(state, weight_format)
     kept = formats.format_of(state, None, comfy.utils.weight_dtype(state))
     model_config = diffusion_model.model_config_of(config, kept)
-    # Quantised layers take no memory before their weights come, and put those where they are made.
+    # Quantised layers take no memory before their weights come, and load them on the device of creation.
     device = comfy.model_management.get_torch_device() if weight_format else "meta"
     model = diffusion_model.OvisImageModel(model_config, device=device)
     model.load_model_weights(kept.state, assign=True)
@@ -253,13 +260,13 @@ def our_model(config, weights: Weights, weight_format: str | None = None):
 
 
 def loaded(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
-    """On its device as ComfyUI counts it, for good."""
+    """Loads a model on its device for good, as ComfyUI counts it."""
     comfy.model_management.load_models_gpu([model])
     return model
 
 
 def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
-    """An `optimized_attention_override` for q, k, v (B, H, L, D/H)."""
+    """Overrides ComfyUI's attention (`optimized_attention_override`) for q, k, v (B, H, L, D/H)."""
     assert kwargs.get("skip_reshape")
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         out = nn.functional.scaled_dot_product_attention(q, k, v, mask)
@@ -267,7 +274,7 @@ def cudnn_override(function, q, k, v, heads, mask=None, **kwargs) -> Tensor:
 
 
 def in_parts(_: Comfy) -> contextlib.AbstractContextManager:
-    """Single blocks take their tokens in parts, as on a card that is short of memory."""
+    """Makes single blocks work in parts, as on a card that is short of memory."""
 
     def num_parts(network, x: Tensor, context: Tensor, options: dict) -> int:
         return lean_blocks.most_parts(
@@ -278,17 +285,17 @@ def in_parts(_: Comfy) -> contextlib.AbstractContextManager:
 
 
 def textbook_blocks(_: Comfy) -> contextlib.AbstractContextManager:
-    """Blocks as the textbook has them: the table of modulation is not used."""
+    """Runs textbook blocks, without the table of modulation."""
     return mock.patch.object(lean_blocks, "is_inference", return_value=False)
 
 
 def comfyuis_kernels(_: Comfy) -> contextlib.AbstractContextManager:
-    """Norms, their modulation and the rotation one after the other, whatever the GPU."""
+    """Runs norms, their modulation and the rotation as separate kernels on every GPU."""
     return mock.patch.object(kernels, "has_new_kernels", return_value=False)
 
 
 def scaled_behind(_: Comfy) -> contextlib.AbstractContextManager:
-    """fp8 products are scaled row by row behind the kernel."""
+    """Scales fp8 products row by row after the kernel."""
 
     def fp8_product(device: torch.device) -> Callable[..., Tensor]:
         return low_precision.scaled_behind
@@ -298,7 +305,7 @@ def scaled_behind(_: Comfy) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def modulation_on_device(implementation: Comfy) -> Iterator[None]:
-    """The modulation layers lie on the device, like all others: their copies there take no time of a step."""
+    """Keeps the modulation layers on the device, like all others, so that steps do not copy them."""
     device, kept = implementation.patcher.load_device, implementation.kept
     before = {}
     for name, layer in implementation.network.modulation.layers.items():
@@ -316,7 +323,7 @@ def modulation_on_device(implementation: Comfy) -> Iterator[None]:
 
 
 def no_rotary_table(_: Comfy | None) -> contextlib.AbstractContextManager:
-    """The rotary table is made for every forward."""
+    """Makes the rotary table for every forward."""
 
     def rotary_table(network, num_text: int, height: int, width: int, device: torch.device) -> Tensor:
         ids = torch.cat((latents.text_ids(num_text), latents.image_ids(height, width)))

@@ -1,6 +1,6 @@
-"""What a card with little memory does: pictures of one process, with weights that come over as needed.
+"""Measures a card with little memory: pictures of one process with offloaded weights.
 
-The memory that such a card would not have is taken. Without a GPU, ComfyUI is told that a share of the
+The bench occupies the memory that such a card lacks. Without a GPU, ComfyUI is told that a share of the
 weights fits. ComfyUI has two ways: static, where some layers stay off the device, and dynamic VRAM, turned on
 as its main does.
 """
@@ -16,7 +16,7 @@ import comfy_aimdo.control
 import timer
 import torch
 
-# As ComfyUI's main: its layers take up what is there when they are imported.
+# As in ComfyUI's main: its layers use what is there when they are imported.
 HAS_AIMDO = comfy_aimdo.control.init(nvml_pressure=True)
 
 from gpu_list import Unavailable  # noqa: E402
@@ -30,7 +30,7 @@ PAGE_BYTES = 32 << 20  # in which comfy_aimdo keeps weights on the device
 
 
 class Card(NamedTuple):
-    """memory: of the card in GiB, or without a GPU the share of the weights that fits."""
+    """A card with `memory` in GiB, or without a GPU the share of the weights that fits."""
 
     name: str
     memory: float
@@ -41,16 +41,17 @@ SHARES = tuple(Card(f"{share:.0%} of the weights", share) for share in (0.5, 0.0
 
 
 def cards(device: torch.device) -> tuple[Card, ...]:
+    """Lists the cards for a device."""
     return CARDS if device.type == "cuda" else SHARES
 
 
 def off_device(weights: Weights) -> Weights:
-    """Copies of ours in the computer's memory."""
+    """Copies our weights into the computer's memory."""
     return Weights({name: tensor.to("cpu", copy=True) for name, tensor in weights.ours.items()}, {})
 
 
 def turn_on(way: str, device: torch.device) -> None:
-    """From static to dynamic VRAM, and not back. Raises Unavailable."""
+    """Switches from static to dynamic VRAM, and not back. Raises Unavailable."""
     if way != "dynamic VRAM":
         return
     management = comfy.model_management
@@ -65,10 +66,10 @@ def turn_on(way: str, device: torch.device) -> None:
 
 
 def measure(id: str, config, weights: Weights, card: Card, inputs: Inputs, steps: int) -> dict:
-    """Three pictures by U0 or N0, whose weights are off the device before them.
+    """Makes three pictures by U0 or N0, with weights offloaded at the beginning.
 
     step_s: seconds a step, the median of the second and third; resident_bytes: of weights on the device
-    behind each; moved_bytes: of those that come over in every forward of the third; alike: whether the second
+    after each; moved_bytes: of those that every forward of the third transfers; alike: whether the second
     and third are the first to the bit.
     """
     is_ours = id == "U0"
@@ -99,6 +100,7 @@ def measure(id: str, config, weights: Weights, card: Card, inputs: Inputs, steps
 
 
 def limited(card: Card, patcher) -> AbstractContextManager:
+    """Limits the memory to that of a card for a while."""
     device = patcher.load_device
     return _taken(card, device) if device.type == "cuda" else _told(card, patcher)
 
@@ -110,7 +112,7 @@ def _taken(card: Card, device: torch.device) -> Iterator[None]:
     surplus = torch.cuda.mem_get_info(device)[1] - int(card.memory * 2**30)
     if surplus < -(2**30):  # cards of a size differ a little
         raise Unavailable("more than this GPU has")
-    surplus -= torch.cuda.memory_allocated(device)  # what others have left behind
+    surplus -= torch.cuda.memory_allocated(device)  # what others have left
     ballast = torch.empty(max(0, surplus), dtype=torch.uint8, device=device)
     try:
         yield
@@ -138,7 +140,7 @@ def _told(card: Card, patcher) -> Iterator[None]:
 
 
 def clean_up_behind_node() -> None:
-    """What ComfyUI does behind every node where dynamic VRAM is on."""
+    """Cleans up as ComfyUI does after every node where dynamic VRAM is on."""
     if comfy.memory_management.aimdo_enabled:
         comfy.model_management.reset_cast_buffers()
         comfy.model_prefetch.cleanup_prefetch_queues()
@@ -146,7 +148,7 @@ def clean_up_behind_node() -> None:
 
 
 def moved_bytes(model: Comfy, is_ours: bool) -> int:
-    """Of weights that come over in every forward as things are: those of our modulation do not."""
+    """Counts the bytes of weights that every forward now transfers, without those of our modulation."""
     patcher = model.patcher
     if not patcher.is_dynamic():
         return patcher.model_size() - patcher.loaded_size()

@@ -1,4 +1,4 @@
-"""What the GPU bench measured -> rows beside their peers, and a page. Arithmetic alone: no GPU, no ComfyUI.
+"""Turns what the GPU bench measured into rows beside their peers, and a page; needs no GPU or ComfyUI.
 
 `measured` is {part: {command, date, hardware, steps, ceilings, reference, errors, left_out, sizes, cards}};
 sizes are {side: {tflop, runs: {id: figures}}}, with tflop those of a guided step and figures what `gpu` finds
@@ -47,7 +47,7 @@ PAIRS = (
     ("U5", "U1"),
     *(("U0", id) for id in NAMES if id.startswith("U0-")),
 )
-# Of a guided step, at least so many times as fast as the peer; and figures that are to be no more.
+# Of a guided step: the least speed-up over the peer; and the largest figures allowed.
 TARGET_SIDE, TARGET_STEPS = "1024", 50
 TARGET_RATIOS = (("U1", "D0", 1.5), ("U1", "D1", 1.05), ("U1", "N0", 1.3), ("U0", "N0", 1.15))
 TARGET_FIGURES = (("image", "U1", 8.6), ("memory", "U1", 12.3), ("memory", "U0", 12.3), ("image", "U3", 6.0))
@@ -56,7 +56,7 @@ CEILING = "product 4352x3072x33792, sustained"  # of the precision that exact we
 
 
 def merge(path: Path, part: str, new: dict) -> dict:
-    """The file's parts with one replaced, written back."""
+    """Replaces one of the file's parts, and writes them back."""
     measured = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     measured = dict(sorted((measured | {part: new}).items()))
     path.write_text(json.dumps(measured, indent=1) + "\n", "utf-8")
@@ -64,7 +64,7 @@ def merge(path: Path, part: str, new: dict) -> dict:
 
 
 def rows_of(measured: dict) -> list[Row]:
-    """Every figure of ours that has a peer in the same part; of two parts' alike, the first."""
+    """Lists each figure of ours that has a peer in the same part; of equal rows, the first part's."""
     rows: dict[str, Row] = {}
     for part in measured.values():
         for id, what, ours, peer, peer_name, unit, more_is_better in _comparisons(part):
@@ -75,7 +75,7 @@ def rows_of(measured: dict) -> list[Row]:
 
 
 Comparison = tuple[str, str, float, float, str, str, bool]
-KINDS = (  # id, what, key, unit, how many of the key's are one
+KINDS = (  # id, what, key, unit, how many of the key's unit make one
     ("step", "a guided step", "ms", "ms", 1),
     ("image", "an image", "image_s", "s", 1),
     ("memory", "weights and activations, peak", "peak_bytes", "GiB", 2**30),
@@ -83,7 +83,7 @@ KINDS = (  # id, what, key, unit, how many of the key's are one
 
 
 def _comparisons(part: dict) -> Iterator[Comparison]:
-    """(id, what, ours, peer, peer's name, unit, more is better)."""
+    """Lists (id, what, ours, peer, peer's name, unit, more is better)."""
     ceilings = [figure for what, figure, *_ in part["ceilings"] if CEILING in what and "fp8" not in what]
     for side, size in part["sizes"].items():
         runs, picture = size["runs"], f"{side}x{side}"
@@ -92,7 +92,7 @@ def _comparisons(part: dict) -> Iterator[Comparison]:
                 yield from _pair(side, ours, peer, runs[ours], runs[peer])
         if "U5" in runs and "U1" in runs:
             full = runs["U1"]["ms"]
-            skipped = max(2 * runs["U5"]["ms"] - full, 0.001)  # computed and skipped by turns
+            skipped = max(2 * runs["U5"]["ms"] - full, 0.001)  # computed and skipped in turns
             what = f"a step that the cache skips, {picture}"
             yield f"skipped-{side}", what, skipped, full, "one computed", "ms", False
         if "U1" in runs and ceilings:
@@ -144,14 +144,14 @@ def _pair(side: str, ours: str, peer: str, a: dict, b: dict) -> Iterator[Compari
 
 
 def page(measured: dict) -> str:
-    """What stands behind the rows: targets, every implementation's figures, ceilings, what was left out."""
+    """Writes the page: targets, every implementation's figures, ceilings, what was left out."""
     lines = [
         "Random weights (normal, sigma 0.02; fixed seed), the same for all: nothing is said about pictures. "
         "A guided step is both branches of guidance, two passes in diffusers and one batch else; medians of "
         "calls taken in turns, with quartiles. But for cards of less memory, ComfyUI's models lie on the "
         "device as a whole, without dynamic VRAM. Peaks are a network's own weights on the device and what "
         "a step takes beside them, with all that the step before has kept for it: our tables of modulation "
-        "and rotation and the text tokens (diffusers makes its rotary table in every step). Ratios are of "
+        "and rotation (diffusers makes its rotary table in every step). Ratios are of "
         "one run."
     ]
     lines += ["", "## Targets (for an H200)", "", *_targets(measured)]
@@ -174,7 +174,7 @@ def page(measured: dict) -> str:
 
 
 def _targets(measured: dict) -> Iterator[str]:
-    """A target a line; the figure is the first part's that has one."""
+    """Lists a target a line; the figure is the first part's that has one."""
     sizes = [part["sizes"][TARGET_SIDE]["runs"] for part in measured.values() if TARGET_SIDE in part["sizes"]]
     for ours, peer, least in TARGET_RATIOS:
         found = [runs[peer]["ms"] / runs[ours]["ms"] for runs in sizes if ours in runs and peer in runs]
@@ -212,7 +212,7 @@ def _runs(part: dict) -> Iterator[str]:
 
 
 def _kernels(part: dict) -> Iterator[str]:
-    """Where the time of a step goes, of the first size."""
+    """Lists the longest kernels of a step at the first size."""
     for side, size in [*part["sizes"].items()][:1]:
         for id in PROFILED:
             if not (longest := size["runs"].get(id, {}).get("longest")):

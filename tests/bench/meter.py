@@ -1,4 +1,4 @@
-"""What a forward costs, counted while it runs on tensors without data (the meta device)."""
+"""Counts what a forward costs while it runs on tensors without data (the meta device)."""
 
 import weakref
 from collections import Counter
@@ -10,17 +10,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What the host can only go on from when the device has caught up.
+# The host can go on from these only when the device has caught up.
 WAITING = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.equal", "aten.nonzero")
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
 class Meter(TorchDispatchMode):
-    """Floating point operations, operators, how often the host waits for the device, the bytes of tensors
-    alive at once that were made inside, and the bytes of those read that were not: weights and inputs.
+    """A counter of floating point operations, operators, and the host's waits for the device.
 
-    Waits are numbers read by the host, and copies from one device to another. Attention is counted as a fused
-    kernel: two matrix products, and no table of all pairs in memory.
+    Counts the bytes of tensors alive at once that were made inside, and of weights and inputs that were read.
+
+    Waits are numbers read by the host, and copies from one device to another. Attention counts as a fused
+    kernel: two matrix products, without a matrix of all pairs in memory.
     """
 
     def __init__(self):
@@ -34,6 +35,7 @@ class Meter(TorchDispatchMode):
 
     @property
     def given_bytes(self) -> int:
+        """Counts the bytes read of tensors that were made outside."""
         return sum(self._given.values())
 
     def __enter__(self):
@@ -95,7 +97,7 @@ def _is_copy_across(name: str, args: tuple, out: object) -> bool:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Stands in for scaled_dot_product_attention, which on the meta device would write the table out."""
+    """A stand-in for scaled_dot_product_attention, which on the meta device would hold the whole matrix."""
 
     def __init__(self, meter: Meter):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the residual cache costs in legibility, on Ovis-Image Nano: words, and distance from exact pictures.
+"""Measures the cache's cost in legibility on Ovis-Image Nano: words, and distance from exact pictures.
 
     python3 dev.py bench nano-cache [--model FOLDER] [--prompts 24] [--steps 50] [--cfg 4]
 
@@ -28,6 +28,7 @@ SETTINGS = {
 
 
 def main() -> None:
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description="Measures what the cache costs in legibility.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")
     parser.add_argument("--prompts", type=int, default=24)

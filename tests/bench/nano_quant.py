@@ -1,10 +1,10 @@
-"""What low-precision weights cost in legibility, on Ovis-Image Nano: words, and distance from exact pictures.
+"""Measures low-precision weights' cost in legibility on the Nano: words, distance from exact pictures.
 
     python3 dev.py bench nano-quant [--model FOLDER] [--prompts 24] [--steps 20 3] [--cfg 4]
 
 Makes the same pictures with the diffusion model's weights in float32 and in each format, by ComfyUI's
 layers; with fp8_scaled and int8 activations are rounded too, as on a GPU that multiplies them so. With few
-steps words are lost even in float32: those tell more than words that nothing takes away. The GGUF files are
+steps words are lost even in float32: those tell more than words that every format keeps. The GGUF files are
 written by the `gguf` package. Needs ComfyUI, rapidocr, onnxruntime and the renderer's fonts. Not a test: it
 measures, prints, and writes results/nano_quant.json and .md.
 """
@@ -32,7 +32,7 @@ GGUF = ("Q8_0", "Q5_0", "Q4_0")
 
 
 class Quantised:
-    """A network of ComfyUI's layers in the place of the pipeline's."""
+    """A network of ComfyUI's layers that replaces the pipeline's."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
         self.network = network
@@ -40,14 +40,14 @@ class Quantised:
         self.img_in = SimpleNamespace(weight=torch.empty(0, dtype=dtype))
         for layer in network.modules():
             if hasattr(layer, "_full_precision_mm"):
-                layer._full_precision_mm = False  # set where a device gains nothing by rounding
+                layer._full_precision_mm = False  # set where rounding does not speed up a device
 
     def __call__(self, x: Tensor, sigma: Tensor, context: Tensor, cache=None) -> Tensor:
         return self.network(x, sigma, context, transformer_options={})
 
 
 def quantised(folder: Path, name: str, scratch: Path) -> Quantised:
-    """The Nano's diffusion model in a format, loaded as a user's file is."""
+    """Loads the Nano's diffusion model in a format, as a user's file is loaded."""
     path = folder
     if name in GGUF:
         path = scratch / f"{name}.gguf"
@@ -59,7 +59,7 @@ def quantised(folder: Path, name: str, scratch: Path) -> Quantised:
 
 
 def write_gguf(path: Path, state: dict[str, Tensor], kind: gguf.GGMLQuantizationType) -> None:
-    """Matrices in that type where their columns fill its blocks, the rest in float32."""
+    """Writes matrices in that type where their columns fill its blocks, the rest in float32."""
     writer = gguf.GGUFWriter(path, "flux")
     for key, tensor in state.items():
         fits = tensor.ndim == 2 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
@@ -72,6 +72,7 @@ def write_gguf(path: Path, state: dict[str, Tensor], kind: gguf.GGMLQuantization
 
 
 def pictures(pipeline: Pipeline, examples: list[Example], steps: int, cfg: float) -> Tensor:
+    """Makes a picture of each example."""
     width, height = examples[0].image.size
     return torch.cat(
         [
@@ -82,6 +83,7 @@ def pictures(pipeline: Pipeline, examples: list[Example], steps: int, cfg: float
 
 
 def main() -> None:
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description="Measures what low-precision weights cost in legibility.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")
     parser.add_argument("--prompts", type=int, default=24)

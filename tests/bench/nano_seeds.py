@@ -1,10 +1,10 @@
-"""What drawing several seeds is worth with Ovis-Image Nano: one picture, the best of 8, and retrying.
+"""Measures what several seeds are worth with Ovis-Image Nano: one picture, the best of 8, and retrying.
 
     python3 tests/bench/nano_seeds.py [--model FOLDER] [--prompts 40] [--seeds 8] [--steps 20 3 2] [--cfg 4]
 
 makes `seeds` pictures of each held-out caption and verifies them as Ovis Text Best Of and Ovis Text Retry do.
 Retrying takes the same pictures one after the other: it ends with a right one where the best is right, and
-what it spares is tries. At 20 steps the Nano is nearly always right; with far too few it is not. Chosen and
+saves tries. At 20 steps the Nano is nearly always right; with far too few it is not. Chosen and
 counted by one reader: a mistake that it does not see is not counted.
 Needs rapidocr, onnxruntime and the renderer's fonts. Not a test: it measures, prints and writes
 results/nano_seeds.json.
@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "nano_seeds.json"
 
 
 def main() -> None:
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description="Measures what several seeds are worth.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")
     parser.add_argument("--prompts", type=int, default=40)
@@ -55,6 +56,7 @@ def main() -> None:
 def measured(
     pipeline: Pipeline, read: RapidReader, examples: Sequence[Example], seeds: int, steps: int, cfg: float
 ) -> dict[str, float]:
+    """Measures one number of steps."""
     exact, best, tries = [], [], []
     for example in examples:
         width, height = example.image.size

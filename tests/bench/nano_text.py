@@ -1,4 +1,4 @@
-"""How well Ovis-Image Nano writes words that it never saw, in which colours, and how fast.
+"""Measures how well Ovis-Image Nano writes words that it never saw, in which colours, and how fast.
 
     python3 tests/bench/nano_text.py [--model FOLDER] [--count 200] [--steps 20] [--cfg 4]
 
@@ -46,7 +46,7 @@ TARGETS = {"word_accuracy_en": 0.92, "word_accuracy_zh": 0.85, "colour_accuracy"
 
 
 def held_out_examples(count: int, seed: int) -> list[Example]:
-    """Pictures of different held-out texts, three English ones to two Chinese."""
+    """Selects pictures of different held-out texts, three English ones to two Chinese."""
     renderer = Renderer(CPU_RECIPE.typography, held_out=True)
     wanted = {"en": count * 3 // 5, "zh": count - count * 3 // 5}
     chosen: dict[tuple, Example] = {}
@@ -59,7 +59,7 @@ def held_out_examples(count: int, seed: int) -> list[Example]:
 
 
 def judged(examples: Sequence[Example], images: Sequence[Image.Image], read: Callable) -> tuple[dict, list]:
-    """The figures of pictures of these examples, and the pictures with frames round what was read."""
+    """Measures pictures of these examples -> figures, and the pictures with frames round what was read."""
     readings, framed, right = [], [], 0
     for example, image in zip(examples, images, strict=True):
         right += writing_colours(np.asarray(image)) == (example.text_colour, example.background_colour)
@@ -80,7 +80,7 @@ def judged(examples: Sequence[Example], images: Sequence[Image.Image], read: Cal
 
 
 def conditions() -> dict:
-    """Under which a figure was measured."""
+    """Describes the conditions under which a figure was measured."""
     return {
         "date": date.today().isoformat(),
         "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
@@ -89,7 +89,7 @@ def conditions() -> dict:
 
 
 def write_rows(path: Path, rows: list[dict], command: str, columns: dict[str, Callable[[dict], str]]) -> None:
-    """The rows as JSON, and beside it as a Markdown table of {title: a row's cell}."""
+    """Writes the rows as JSON, and beside it as a Markdown table of {title: a row's cell}."""
     path.write_text(json.dumps({"rows": rows, "command": command, **conditions()}, indent=1) + "\n", "utf-8")
     lines = [[*columns], *([cell(row) for cell in columns.values()] for row in rows)]
     table = [f"| {' | '.join(line)} |" for line in lines]
@@ -98,6 +98,7 @@ def write_rows(path: Path, rows: list[dict], command: str, columns: dict[str, Ca
 
 
 def main() -> None:
+    """Measures, prints, writes the results and draws the sheet."""
     parser = argparse.ArgumentParser(description="Measures the words and colours of Ovis-Image Nano.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "Ovis-Image-Nano")
     parser.add_argument("--count", type=int, default=200)
@@ -133,7 +134,7 @@ def main() -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    # As many of each language as they are in all.
+    # The languages' shares are those of all examples.
     step = max(len(framed) // SHEET, 1)
     draw_sheet(framed[::step][:SHEET], columns=8).save(args.out.with_suffix(".png"), optimize=True)
     print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""The same networks in three implementations: ours, diffusers' and ComfyUI's own."""
+"""Makes the same networks in three implementations: ours, diffusers' and ComfyUI's own."""
 
 import math
 import os
@@ -59,7 +59,7 @@ Forward = Callable[[], torch.Tensor]
 def forwards(
     config: TransformerConfig, batch: int, height: int, width: int, device: str, dtype: torch.dtype
 ) -> dict[str, Forward]:
-    """One forward of each on the same input; height and width in latent pixels."""
+    """Makes a forward of each on the same input; height and width in latent pixels."""
     factory = {"device": device, "dtype": dtype}
     ours = OvisImageTransformer(config, blocks=lean_blocks(), **factory)
     settings = parts.transformer_to_diffusers(config)
@@ -99,7 +99,7 @@ def forwards(
 def tabulated(
     config: TransformerConfig, batch: int, height: int, width: int, has_room: bool = False
 ) -> Forward:
-    """A forward as the pack's sampling runs take it, modulation from a table; bfloat16 without data.
+    """Makes a forward as in the pack's sampling runs, modulation from a table; bfloat16 without data.
 
     has_room: for single blocks that take all tokens at once; else they work in parts.
     """
@@ -121,12 +121,12 @@ def tabulated(
 
 
 def no_table(_: None) -> AbstractContextManager:
-    """The modulation layers run in every forward."""
+    """Runs the modulation layers in every forward."""
     return mock.patch.object(pack.modulation.ModulationTable, "rows", return_value=None)
 
 
 def whole_blocks(_: None) -> AbstractContextManager:
-    """Single blocks take all their tokens at once."""
+    """Makes single blocks take all their tokens at once."""
     return mock.patch.object(pack.comfy_transformer.ComfyTransformer, "num_parts", return_value=1)
 
 
@@ -135,7 +135,7 @@ def textbook_blocks(_: None) -> AbstractContextManager:
     return mock.patch.object(pack.lean_blocks, "is_inference", return_value=False)
 
 
-# What a step in ComfyUI is without one of the things that it spares.
+# Steps in ComfyUI with one saving left out each.
 ABLATIONS = {
     "single blocks in parts": whole_blocks,
     "lean blocks": textbook_blocks,
@@ -145,7 +145,7 @@ ABLATIONS = {
 
 
 def comfyui_run(name: str, steps: int, **guidance: float) -> None:
-    """Guided Euler steps by ComfyUI's sampler with a small network, "ours" or "ComfyUI"'s."""
+    """Runs guided Euler steps by ComfyUI's sampler with a small network, "ours" or "ComfyUI"'s."""
     model = _comfyui_model(name)
     conds = [[[torch.randn(1, 256, SMALL.context_dim), {}]] for _ in range(2)]
     if name == "ours" or guidance:
@@ -156,7 +156,7 @@ def comfyui_run(name: str, steps: int, **guidance: float) -> None:
         guider.set_cfg(5.0)
     noise = torch.randn(1, 16, 16, 16)
     euler, sigmas = comfy.samplers.sampler_object("euler"), torch.linspace(1, 0, steps + 1)
-    # A flag that is asked a step late is there: no number that the host waits for.
+    # A flag that is read a step late has arrived: the host does not wait for it.
     late = lambda flag: bool(flag._flag.numpy())  # noqa: E731
     with mock.patch.object(pack.checks.LateFlag, "__bool__", late), torch.inference_mode():
         guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)
@@ -171,7 +171,7 @@ def _comfyui_model(name: str):
 
 
 def decoders(height: int, width: int) -> dict[str, Forward]:
-    """One decoding by each FLUX autoencoder, bfloat16 without data; height and width in latent pixels."""
+    """Makes a decoding by each FLUX autoencoder, bfloat16 without data; height and width in latent pixels."""
     factory = {"device": "meta", "dtype": torch.bfloat16}
     config = AutoencoderConfig()
     ours = Autoencoder(config, **factory)
@@ -199,7 +199,7 @@ def decoders(height: int, width: int) -> dict[str, Forward]:
 
 
 def samplers(steps: int) -> dict[str, Forward]:
-    """Guided Euler steps by each one's sampler on the CPU, with a network that costs nothing."""
+    """Makes guided Euler steps by each sampler on the CPU, with a network that costs nothing."""
     x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     num_tokens = 64
     sigmas = flow_sigmas(steps, num_tokens)

@@ -1,6 +1,6 @@
-"""ComfyUI's `comfy` and the pack's adapters as modules, where no ComfyUI server runs.
+"""Imports ComfyUI's `comfy` and the pack's adapters without a ComfyUI server.
 
-Of the folder COMFYUI_PATH only `comfy/` and node_helpers.py are needed.
+Needs only `comfy/` and node_helpers.py of the folder COMFYUI_PATH.
 """
 
 import os

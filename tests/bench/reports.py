@@ -1,4 +1,4 @@
-"""How many forwards the residual cache computed, added up from the pipeline's log."""
+"""Counts the forwards that the residual cache computed, from the pipeline's log."""
 
 import logging
 import re
@@ -7,9 +7,12 @@ from contextlib import contextmanager
 
 
 class Reports(logging.Handler):
+    """A handler that adds up the cache's reports."""
+
     computed = forwards = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Adds a report."""
         if found := re.fullmatch(r"(\d+) of (\d+) forwards computed", record.getMessage()):
             self.computed += int(found[1])
             self.forwards += int(found[2])
@@ -17,7 +20,7 @@ class Reports(logging.Handler):
 
 @contextmanager
 def counting() -> Iterator[Reports]:
-    """What the pipeline reports inside."""
+    """Collects what the pipeline reports inside."""
     log, reports = logging.getLogger("ovis_core.pipeline"), Reports()
     log.setLevel(logging.INFO)
     log.addHandler(reports)

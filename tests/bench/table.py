@@ -1,4 +1,4 @@
-"""Measured rows beside their peers -> JSON, a Markdown table and a plot."""
+"""Writes measured rows beside their peers as JSON, a Markdown table and a plot."""
 
 import dataclasses
 import datetime as dt
@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BAR_HEIGHT, BARS_WIDTH = 26, 520
-MAX_BAR = 4.0  # the ratio where bars end; their figure says what they stand for
+MAX_BAR = 4.0  # bars end at this ratio; their label gives the figure
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of ours and a peer's from the same run; `ratio` above 1 is better for us."""
+    """A figure of ours and a peer's from the same run; `ratio` above 1 is better for us."""
 
     id: str
     what: str
@@ -39,17 +39,19 @@ class Row:
 def less_is_better(
     id: str, what: str, ours: float, peer: float, peer_name: str, unit: str, command: str
 ) -> Row:
+    """Makes a row of figures of which less is better."""
     today = dt.date.today().isoformat()
     return Row(id, what, ours, peer, peer_name, peer / ours, unit, command, hardware(), today)
 
 
 def fewer_is_better(id: str, what: str, ours: int, peer: int, peer_name: str, command: str) -> Row:
-    """Of counts that may be 0: the ratio is that of the counts plus one."""
+    """Makes a row of counts that may be 0: the ratio is that of the counts plus one."""
     row = less_is_better(id, what, ours + 1, peer + 1, peer_name, "", command)
     return dataclasses.replace(row, ours=ours, peer=peer)
 
 
 def hardware() -> str:
+    """Names the CPU, its threads and the versions."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -59,7 +61,7 @@ def hardware() -> str:
 
 
 def versions(packages: Iterable[str] = ("diffusers",)) -> list[str]:
-    """Of torch, of packages, and of the ComfyUI in COMFYUI_PATH."""
+    """Lists the versions of torch, of packages, and of the ComfyUI in COMFYUI_PATH."""
     found = [f"torch {torch.__version__}"]
     for package in packages:
         try:
@@ -72,7 +74,7 @@ def versions(packages: Iterable[str] = ("diffusers",)) -> list[str]:
 
 
 def write(name: str, rows: Iterable[Row], note: str, folder: Path | None = None) -> None:
-    """NAME.json, .md and .png in the folder, else in the results."""
+    """Writes NAME.json, .md and .png in the folder, by default the results."""
     rows, folder = list(rows), folder or RESULTS
     folder.mkdir(exist_ok=True)
     entries = [dataclasses.asdict(row) for row in rows]
@@ -82,6 +84,7 @@ def write(name: str, rows: Iterable[Row], note: str, folder: Path | None = None)
 
 
 def markdown(rows: list[Row], note: str) -> str:
+    """Writes the rows as a Markdown table."""
     lines = ["| what | ours | peer | | ratio |", "|---|---|---|---|---|"]
     for row in rows:
         ranges = (f" ({low:.4g} to {high:.4g})" for low, high in row.spread) if row.spread else ("", "")
@@ -96,7 +99,7 @@ def markdown(rows: list[Row], note: str) -> str:
 
 
 def plot(rows: list[Row]) -> Image.Image:
-    """A bar a row; the line is a ratio of 1."""
+    """Draws a bar a row; the line is a ratio of 1."""
     font = ImageFont.load_default(13)
     labels = [f"{row.what}, beside {row.peer_name}" for row in rows]
     left = int(max(font.getlength(label) for label in labels)) + 20

@@ -1,4 +1,4 @@
-"""Times, memory, kernels and ceilings of a device; on the CPU the same with the CPU's clock."""
+"""Measures times, memory, kernels and ceilings of a device; on the CPU with the CPU's clock."""
 
 import math
 import random
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
-# Kernels and operators of an attention, not those of a layout change around it.
+# Kernels and operators of attention itself, without layout changes around it.
 ATTENTION = re.compile(r"flash|fmha|sdpa|_attention_for|efficient_attention|attention_kernel", re.I)
 BACKENDS = {
     "FlashAttention": SDPBackend.FLASH_ATTENTION,
@@ -28,12 +28,13 @@ SMALL_GEMMS = ((256, 256, 256), (64, 384, 1024))
 
 
 def synchronize(device: torch.device) -> None:
+    """Waits for a GPU's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(step: Step, device: torch.device) -> float:
-    """Of one call, by CUDA events where there are some."""
+    """Times one call in seconds, by CUDA events where possible."""
     if device.type != "cuda":
         start = time.perf_counter()
         step()
@@ -55,9 +56,10 @@ def interleaved(
     deadline: float = math.inf,
     guard: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> dict[str, list[float]]:
-    """Seconds of every call of every step, taken in turns in random order; fewer turns past the deadline, a
-    `time.monotonic`, but at least three. A step whose exception its guard suppresses is taken no further and
-    left out.
+    """Times every call of every step in seconds, in turns of random order.
+
+    Takes fewer turns past the deadline, a `time.monotonic`, but at least three. Leaves out a step whose
+    exception its guard suppresses.
     """
     rng, taken = random.Random(0), {id: [] for id in steps}
     for turn in range(warm_ups + repeats):
@@ -74,7 +76,7 @@ def interleaved(
 
 
 def summary(durations: list[float]) -> dict[str, float]:
-    """Median and quartiles of seconds, as milliseconds."""
+    """Converts seconds to their median and quartiles in milliseconds."""
     first, median, third = statistics.quantiles(durations, n=4, method="inclusive")
     return {
         "ms": round(1000 * median, 3),
@@ -84,8 +86,9 @@ def summary(durations: list[float]) -> dict[str, float]:
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:
-    """What the second of two calls takes at its peak beyond what lives before the first, whatever the first
-    keeps for it included; None on the CPU.
+    """Measures the second of two calls: its peak bytes beyond those before the first; None on the CPU.
+
+    Includes what the first call keeps for the second.
     """
     if device.type != "cuda":
         return None
@@ -100,7 +103,7 @@ def peak_bytes(step: Step, device: torch.device) -> int | None:
 
 
 def weight_bytes(network: torch.nn.Module, device: torch.device) -> int:
-    """Of a network's parameters and buffers that lie on the device now."""
+    """Counts the bytes of a network's parameters and buffers that lie on the device now."""
     parts = []
     for tensor in (*network.parameters(), *network.buffers()):
         quantised = getattr(tensor, "_qdata", None)
@@ -110,8 +113,9 @@ def weight_bytes(network: torch.nn.Module, device: torch.device) -> int:
 
 
 def kernels(step: Step, device: torch.device) -> dict:
-    """`attention`: the name of the attention kernel of one call; `longest`: [name, ms, calls] of the longest
-    kernels; `total_ms` of all. On the CPU, operators.
+    """Profiles the kernels of one call, on the CPU its operators.
+
+    `attention`: the name of the attention kernel; `longest`: [name, ms, calls] of the longest; `total_ms`.
     """
     is_cuda = device.type == "cuda"
     synchronize(device)
@@ -121,7 +125,7 @@ def kernels(step: Step, device: torch.device) -> dict:
     rows = []
     for event in profiler.key_averages():
         if is_cuda and event.device_type != torch.autograd.DeviceType.CUDA:
-            continue  # what the host did to launch it
+            continue  # the host's part of launching it
         microseconds = event.self_device_time_total if is_cuda else event.self_cpu_time_total
         if microseconds:
             rows.append([event.key[:120], round(microseconds / 1000, 3), event.count])
@@ -135,7 +139,7 @@ def kernels(step: Step, device: torch.device) -> dict:
 
 
 def ceilings(device: torch.device, burn: float) -> Iterator[tuple[str, float, str]]:
-    """(what, figure, unit): the fastest that this device was seen to multiply, copy and attend.
+    """Measures the device's fastest products, copies and attention: (what, figure, unit).
 
     burn: seconds of a sustained product.
     """
@@ -159,7 +163,7 @@ def ceilings(device: torch.device, burn: float) -> Iterator[tuple[str, float, st
 
 
 def _copied(size: int, device: torch.device) -> float:
-    """Bytes a second, read and written."""
+    """Measures a copy's bytes a second, read and written."""
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     return 2 * size / _fastest(lambda: target.copy_(source), device)
@@ -206,14 +210,14 @@ def _attentions(device: torch.device, factory: dict) -> Iterator[tuple[str, floa
 
 
 def _fastest(step: Step, device: torch.device, repeats: int = 10) -> float:
-    """Seconds of a call, the median of some behind three warm-ups."""
+    """Times a call in seconds: the median of some after three warm-ups."""
     for _ in range(3):
         step()
     return statistics.median(seconds(step, device) for _ in range(repeats))
 
 
 def driver_state() -> dict[str, str]:
-    """Driver, clock, power and temperature as nvidia-smi reads them now; empty without it."""
+    """Reads driver, clock, power and temperature from nvidia-smi; empty without it."""
     names = "driver_version", "clocks.sm", "power.draw", "temperature.gpu"
     command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:

@@ -1,4 +1,4 @@
-"""How often verification finds a wrong character, and how often it cries wolf, on pictures of known writing.
+"""Measures how often verification finds a wrong character, and how often it raises a false alarm.
 
     python3 tests/bench/verify_text.py
 
@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "verify_text.json"
 
 
 def misspell(rng: Random, texts: tuple[str, ...]) -> list[str]:
-    """The texts with one mistake, in any character but spaces, that is one by the rules."""
+    """Makes one mistake in the texts, in any character but spaces, that counts by the rules."""
     while True:
         wrong = list(texts)
         line = rng.randrange(len(wrong))
@@ -59,7 +59,7 @@ def misspell(rng: Random, texts: tuple[str, ...]) -> list[str]:
 
 
 def measure(count: int, seed: int) -> list[dict]:
-    """A row for each picture."""
+    """Measures a row for each picture."""
     renderer, reader = Renderer(Typography(sizes=SIZES)), RapidReader()
     rows = []
     for index in range(count):
@@ -86,7 +86,7 @@ def measure(count: int, seed: int) -> list[dict]:
 
 
 def summary(rows: list[dict]) -> dict:
-    """Shares and times of some pictures."""
+    """Summarises shares and times of some pictures."""
     wrong = [row["failed"] for row in rows if row["misspelled"]]
     right = [row["failed"] for row in rows if not row["misspelled"]]
     times = {
@@ -103,6 +103,7 @@ def summary(rows: list[dict]) -> dict:
 
 
 def main() -> None:
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description="Measures verification on rendered pictures.")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)

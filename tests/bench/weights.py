@@ -1,4 +1,4 @@
-"""Random weights under the names of every implementation, in one memory."""
+"""Makes random weights under the names of every implementation, in one memory."""
 
 import math
 from types import ModuleType
@@ -11,8 +11,9 @@ SIGMA = 0.02
 
 
 class Weights(NamedTuple):
-    """`ours` has ComfyUI's names, too. Both hold the same numbers, as views of the same memory but for the
-    last modulation, whose halves diffusers has the other way round.
+    """Weights under the names of `ours`, which has ComfyUI's, too, and of `diffusers`.
+
+    Both view the same memory except for the last modulation, whose halves diffusers swaps.
     """
 
     ours: dict[str, Tensor]
@@ -22,7 +23,7 @@ class Weights(NamedTuple):
 def random_weights(
     config, layouts: ModuleType, shapes: dict[str, torch.Size], device, dtype: torch.dtype, seed: int = 0
 ) -> Weights:
-    """Weights under which activations stay of order one.
+    """Makes weights that keep activations of order one.
 
     config: a TransformerConfig; layouts: `ovis_core.files.layouts`; shapes: of all our parameters. Linears
     are normal of sigma 0.02, what adds to the residual stream smaller by the root of the number of such sums;
@@ -47,7 +48,7 @@ def random_weights(
 
 
 def _scaled(normal: Tensor, name: str, num_sums: int) -> Tensor:
-    """Standard normal numbers, changed in place to those of a parameter."""
+    """Scales standard normal numbers in place to those of a parameter."""
     if "norm" in name:
         return normal.mul_(SIGMA).add_(1)
     if name.endswith(".bias"):
@@ -58,6 +59,6 @@ def _scaled(normal: Tensor, name: str, num_sums: int) -> Tensor:
 
 
 def relative_error(one: Tensor, other: Tensor) -> float:
-    """Of the first, by the second: a ratio of L2 norms."""
+    """Computes the error of the first relative to the second, as a ratio of L2 norms."""
     difference = torch.linalg.vector_norm(one.float() - other.float())
     return (difference / torch.linalg.vector_norm(other.float())).item()

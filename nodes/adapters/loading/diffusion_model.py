@@ -51,7 +51,7 @@ class OvisImageModel(AliasedModel):
         return bytes_to_ask_for(self, input_shape)
 
     def extra_conds(self, **kwargs) -> dict:
-        """Passes the text states to the network under the name that it takes.
+        """Moves the text states to the device and dtype of the network.
 
         Each prompt keeps its own length: ComfyUI repeats a shorter one until it is as long as the longest.
         Raises ValueError for a ControlNet before it runs: FLUX's do not fit the text states.

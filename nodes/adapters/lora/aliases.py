@@ -86,6 +86,7 @@ class LayerAlias:
 
     @property
     def forward(self) -> Callable:
+        """Calls the layer, or what ComfyUI's bypass mode has put in its place."""
         return self._forward
 
     @forward.setter
