@@ -74,7 +74,7 @@ class ComfyTransformer(OvisImageTransformer):
         return super().forward(x, timestep, context, run=run)
 
     def num_parts(self, x: Tensor, context: Tensor, options: dict) -> int:
-        """In how many parts single blocks work, so that a run keeps to the memory that it found free."""
+        """Counts the parts that single blocks work in, so that a run keeps to the memory that was free."""
         if torch.compiler.is_compiling() or ROOM not in options:
             return 1
         num_tokens = x.shape[0] * (context.shape[1] + num_image_tokens(*x.shape[-2:]))
@@ -153,7 +153,7 @@ class Prefetch:
         self.pop: Callable[[], None] | None = None  # once the first of them has come
 
     def before(self, block: nn.Module, device: torch.device, options: dict) -> None:
-        """Asks for the weights of the block after this one; behind the last block, frees what is left."""
+        """Asks for the weights of the block after this one; after the last block, frees what is left."""
         if torch.compiler.is_compiling():
             return
         if block in self.blocks[:1] and has(PREFETCHING):
