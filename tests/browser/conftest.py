@@ -100,9 +100,10 @@ def server(browser, dev, tmp_path_factory):
     with dev.ComfyServer(
         Path(sys.executable), COMFYUI, base, ["--disable-api-nodes"], base / "log.txt"
     ) as process:
-        process.post(
-            "/api/settings/Comfy.TutorialCompleted", True
-        )  # else a newcomer's dialog covers the page
+        # Else a newcomer's dialog covers the page.
+        process.post("/api/settings/Comfy.TutorialCompleted", True)
+        # A page that draws without a GPU may see the second click of two so late.
+        process.post("/api/settings/Comfy.Pointer.DoubleClickTime", 1000)
         yield Server(process, base / "models", names)
         assert process.alive(), process.log_tail()
 

@@ -60,6 +60,14 @@ OPEN_SUBGRAPH = """
         app.canvas.openSubgraph(node.subgraph, node)
     }
 """
+# Comes back when the animation that fits the view is over.
+FIT = """
+    async () => {
+        const {ds} = app.canvas, view = () => [...ds.offset, ds.scale].join()
+        app.extensionManager.command.execute('Comfy.Canvas.FitView')
+        for (let last = ''; last !== view(); await new Promise(done => setTimeout(done, 500))) last = view()
+    }
+"""
 # Where a one-line field is on the page; the classic canvas draws it and has no element for it.
 PLACE = """
     name => {
@@ -96,7 +104,7 @@ def test_text_arrives_as_typed_and_again_from_the_png(shared_editor, server, pla
         editor.evaluate(OPEN_SUBGRAPH)
     elif place == "fields of a subgraph":
         editor.evaluate(PROMOTE)
-    editor.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    editor.evaluate(FIT)
     for name, text in TYPED.items():
         type_into(editor, name, text)
     type_into(editor, "text", f"{PROMPT}{suffix}")

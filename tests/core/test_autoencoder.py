@@ -33,7 +33,7 @@ def test_released_autoencoder_has_the_reported_number_of_parameters():
 def test_the_middle_asks_the_attention_that_it_was_given():
     calls = []
 
-    def attention(q, k, v):
+    def attention(q, k, v, mask):
         calls.append(q.shape)
         return functional.scaled_dot_product_attention(q, k, v)[:, 0]
 
