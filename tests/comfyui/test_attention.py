@@ -190,7 +190,7 @@ SMOOTH = {"tensor_layout": "HND", "is_causal": False, "sm_scale": None, "smooth_
 
 def sample(comfyui, model):
     generator = torch.Generator().manual_seed(0)
-    positive, negative = (torch.randn(1, 256, 32, generator=generator) for _ in range(2))
+    positive, negative = (torch.randn(1, 24, 32, generator=generator) for _ in range(2))
     latent = {"samples": torch.zeros(1, 16, 8, 12)}
     conds = [[positive, {}]], [[negative, {}]]
     with torch.inference_mode():

@@ -65,8 +65,15 @@ def with_stock_sampler(workflow, **guidance):
     return stock
 
 
-@pytest.mark.parametrize(("width", "height"), [(128, 128), (336, 192), (128, 512), (512, 128)])
-@pytest.mark.parametrize(("noise", "batch"), [("comfyui", 1), ("reference", 1), ("comfyui", 3)])
+@pytest.mark.parametrize(
+    ("width", "height", "noise", "batch"),
+    [
+        (128, 128, "comfyui", 3),
+        (336, 192, "reference", 1),
+        (128, 512, "comfyui", 1),
+        (512, 128, "reference", 2),
+    ],
+)
 def test_the_whole_pipeline_equals_diffusers(server, diffusers_pipeline, width, height, noise, batch):
     workflow = server.graph(steps=STEPS, cfg=5.0, seed=11, noise=noise)
     workflow["2"]["inputs"]["text"] = PROMPT
@@ -84,9 +91,8 @@ def test_every_layout_makes_the_same_latents(server, layout):
     assert torch.allclose(server.latent(server.graph(layout), "5"), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("denoise", [1.0, 0.6])
-@pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m"])
-def test_stock_sampler_and_decoder_agree_to_the_bit(server, denoise, sampler_name):
+@pytest.mark.parametrize(("sampler_name", "denoise"), [("euler", 0.6), ("dpmpp_2m", 1.0)])
+def test_stock_sampler_and_decoder_agree_to_the_bit(server, sampler_name, denoise):
     workflow = server.graph(steps=3, seed=5, denoise=denoise, sampler_name=sampler_name)
     workflow["4"]["inputs"].update(batch_size=2)
     stock = with_stock_sampler(workflow)
@@ -97,7 +103,8 @@ def test_stock_sampler_and_decoder_agree_to_the_bit(server, denoise, sampler_nam
 
 
 def test_stock_ksampler_agrees_to_the_bit_at_1024(server):
-    workflow = server.graph(steps=4, seed=5)  # ComfyUI's "simple" is exact where steps divide 10,000
+    # ComfyUI's "simple" is exact where steps divide 10,000. Without guidance, which takes twice as long.
+    workflow = server.graph(steps=2, seed=5, cfg=1.0)
     workflow["4"]["inputs"].update(aspect_ratio="1:1 (1024x1024)")
     stock = copy.deepcopy(workflow)
     inputs = stock["5"]["inputs"]

@@ -38,7 +38,7 @@ def counting(kernel, sizes):
 def arguments(network, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, 16, HEIGHT, WIDTH, generator=generator).to(dtype)
-    context = torch.randn(BATCH, 256, network.config.context_dim, generator=generator).to(dtype)
+    context = torch.randn(BATCH, 24, network.config.context_dim, generator=generator).to(dtype)
     return x, torch.tensor([0.9, 0.3]), context
 
 

@@ -86,7 +86,7 @@ def test_velocity_equals_diffusers_with_the_adapter_loaded(model, load, diffuser
     tensors, _ = lora_file(pairs, "transformer.")
     network.load_lora_adapter(dict(tensors), prefix="transformer")
     generator = torch.Generator().manual_seed(0)
-    x, context = torch.randn(2, 16, 8, 12, generator=generator), torch.randn(2, 256, 32, generator=generator)
+    x, context = torch.randn(2, 16, 8, 12, generator=generator), torch.randn(2, 24, 32, generator=generator)
     sigma = torch.tensor([0.9, 0.3])
     patched, _ = load(model, tensors, strength=1.0)
     patched.patch_model()

@@ -28,17 +28,14 @@ def peak(run) -> int:
     return meter.peak_bytes
 
 
-@pytest.mark.parametrize(
-    ("side", "batch"), [(512, 1), (512, 2), (768, 2), (1024, 1), (1280, 1), (1024, 2), (1536, 1)]
-)
+@pytest.mark.parametrize(("side", "batch"), [(512, 1), (768, 2), (1024, 1), (1024, 2), (1536, 1)])
 def test_models_estimate_holds_its_peak(pack, model, monkeypatch, side, batch):
     run, shape = full_size(pack, model, monkeypatch, side, batch)
     counted = peak(lambda: run({}))
     assert counted <= model.model.memory_required(shape) <= ROOM * counted
 
 
-@pytest.mark.parametrize("order", [0, 1])
-@pytest.mark.parametrize("side", [512, 1024, 1536])
+@pytest.mark.parametrize(("side", "order"), [(512, 1), (1024, 0), (1536, 1)])
 def test_it_holds_what_the_cache_keeps(pack, model, monkeypatch, side, order):
     adapter, core = pack("nodes.adapters.sampling.residual_cache"), pack("ovis_core.residual_cache")
     run, shape = full_size(pack, model, monkeypatch, side, 2)
@@ -76,9 +73,10 @@ def full_size(pack, model, monkeypatch, side, batch):
     return lambda options: network(x, sigma, context, transformer_options=no_room | options), [*x.shape]
 
 
-@pytest.mark.parametrize("cfg", [4.0, 1.0])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("kind", ["eager", "compiled", "cached"])
+@pytest.mark.parametrize(
+    ("kind", "batch", "cfg"),
+    [("eager", 1, 4.0), ("eager", 3, 1.0), ("compiled", 3, 4.0), ("cached", 1, 1.0), ("cached", 3, 4.0)],
+)
 def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
     pack, model, monkeypatch, kind, batch, cfg
 ):
@@ -107,7 +105,7 @@ def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
         monkeypatch.setattr(type(patcher), "get_free_memory", lambda self, device: free())
         patcher.add_wrapper_with_key("diffusion_model", "test", forward)
         generator = torch.Generator().manual_seed(0)
-        conds = [[[torch.randn(1, 256, 32, generator=generator), {}]] for _ in range(2)]
+        conds = [[[torch.randn(1, 24, 32, generator=generator), {}]] for _ in range(2)]
         core = pack("ovis_core.guidance").Guidance(cfg)
         guider = pack("nodes.adapters.sampling.guidance").FlowGuider(patcher, *conds, core)
         noise = torch.randn(batch, 16, 8, 8, generator=generator)

@@ -21,7 +21,7 @@ def models(pack, comfyui, tmp_path_factory):
 def run(model, options):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, 8, 12, generator=generator)
-    context = torch.randn(2, 256, 32, generator=generator)
+    context = torch.randn(2, 24, 32, generator=generator)
     with torch.no_grad():
         return model.model.diffusion_model(x, torch.tensor([0.9, 0.3]), context, transformer_options=options)
 

@@ -18,7 +18,7 @@ SHAPE = (2, 16, 8, 12)
 @pytest.fixture(scope="module")
 def conds():
     generator = torch.Generator().manual_seed(0)
-    return [[[torch.randn(1, 256, 32, generator=generator), {}]] for _ in range(3)]
+    return [[[torch.randn(1, 24, 32, generator=generator), {}]] for _ in range(3)]
 
 
 @pytest.fixture
