@@ -190,7 +190,7 @@ SMOOTH = {"tensor_layout": "HND", "is_causal": False, "sm_scale": None, "smooth_
 
 def sample(comfyui, model):
     generator = torch.Generator().manual_seed(0)
-    positive, negative = (torch.randn(1, 24, 32, generator=generator) for _ in range(2))
+    positive, negative = (torch.randn(1, 40, 32, generator=generator) for _ in range(2))
     latent = {"samples": torch.zeros(1, 16, 8, 12)}
     conds = [[positive, {}]], [[negative, {}]]
     with torch.inference_mode():
@@ -241,7 +241,7 @@ def test_attention_patches_stay(comfyui, model, new_gpu, choose):
 
     def masked(q, k, v, pe, attn_mask, extra_options):
         mask = torch.zeros(q.shape[2], q.shape[2])
-        mask[:, :128] = float("-inf")
+        mask[:, :20] = float("-inf")
         return {"attn_mask": mask}
 
     for before, runs in ((patch, FORWARDS * BLOCKS), (masked, 0)):

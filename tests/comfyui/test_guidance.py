@@ -13,7 +13,7 @@ STEPS = 6
 def inputs():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 16, 16, 24, generator=generator)
-    positive, negative = (torch.randn(1, 24, 32, generator=generator) for _ in range(2))
+    positive, negative = (torch.randn(1, 40, 32, generator=generator) for _ in range(2))
     return noise, positive, negative
 
 

@@ -51,7 +51,7 @@ def load(format_name, pack, parts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def conds():
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, 24, 32, generator=generator) for _ in range(2)]
+    return [torch.randn(1, 40, 32, generator=generator) for _ in range(2)]
 
 
 def sample(model, positive, negative):

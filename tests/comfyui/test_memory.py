@@ -105,7 +105,7 @@ def test_a_card_that_streams_weights_has_room_for_guidance_as_one_batch(
         monkeypatch.setattr(type(patcher), "get_free_memory", lambda self, device: free())
         patcher.add_wrapper_with_key("diffusion_model", "test", forward)
         generator = torch.Generator().manual_seed(0)
-        conds = [[[torch.randn(1, 24, 32, generator=generator), {}]] for _ in range(2)]
+        conds = [[[torch.randn(1, 40, 32, generator=generator), {}]] for _ in range(2)]
         core = pack("ovis_core.guidance").Guidance(cfg)
         guider = pack("nodes.adapters.sampling.guidance").FlowGuider(patcher, *conds, core)
         noise = torch.randn(batch, 16, 8, 8, generator=generator)

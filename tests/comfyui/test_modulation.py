@@ -24,7 +24,7 @@ def plain(model, modulation):
 @pytest.fixture
 def conds():
     generator = torch.Generator().manual_seed(0)
-    return [[[torch.randn(1, 24, 32, generator=generator), {}]] for _ in range(2)]
+    return [[[torch.randn(1, 40, 32, generator=generator), {}]] for _ in range(2)]
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_schedule_longer_than_the_table_runs_without(sample, plain, modulation
 def test_with_gradients_the_layers_run_as_always(model, modulation, monkeypatch):
     monkeypatch.setattr("comfy.model_management.in_training", True)
     network = model.model.diffusion_model
-    x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 24, 32)
+    x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 40, 32)
     options = {modulation.SCHEDULE: modulation.Schedule((0.5, 1.0), None, network), "uuids": []}
     weight = network.single_blocks[0].modulation.lin.weight.requires_grad_(True)
     try:
@@ -184,7 +184,7 @@ def test_with_gradients_the_layers_run_as_always(model, modulation, monkeypatch)
 
 def test_a_replacement_that_changes_the_time_vector_is_heard(model, modulation):
     network = model.model.diffusion_model
-    x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 24, 32)
+    x, context = torch.randn(1, 16, 4, 4), torch.randn(1, 40, 32)
 
     def run(schedule, factor):
         def replacement(args, extra):
@@ -324,7 +324,7 @@ def test_a_guider_of_two_models_keeps_their_weights_apart(pack, parts, tmp_path)
     first, second = load(path), load(path)
     lora = lora_file(random_pairs(parts[0]), "diffusion_model.")[0]
     changed = comfy.sd.load_lora_for_models(second, None, lora, 1.0, 0)[0]
-    conds = [[[torch.randn(1, 24, 32), {}]] for _ in range(2)]
+    conds = [[[torch.randn(1, 40, 32), {}]] for _ in range(2)]
     noise = torch.randn(1, 16, 8, 8)
 
     def run(negative_model):

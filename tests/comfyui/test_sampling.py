@@ -13,7 +13,7 @@ from ovis_core.sampling import SOLVERS, flow_sigmas
 @pytest.fixture(scope="module")
 def conditioning():
     generator = torch.Generator().manual_seed(0)
-    return [[[torch.randn(1, 24, 32, generator=generator), {}]] for _ in range(2)]
+    return [[[torch.randn(1, 40, 32, generator=generator), {}]] for _ in range(2)]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_prompts_of_a_batch_may_differ_in_length_and_number(pack, sample, condit
 
 def test_timestep_ranges_areas_and_strengths_act(sample, conditioning):
     states = conditioning[0][0][0]
-    other = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(9))
+    other = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(9))
     plain = sample(empty())
     late = [
         [states, {"start_percent": 0.0, "end_percent": 0.5}],

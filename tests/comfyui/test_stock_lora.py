@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused(model):
 @pytest.fixture
 def velocity(model):
     generator = torch.Generator().manual_seed(0)
-    x, context = torch.randn(2, 16, 8, 12, generator=generator), torch.randn(2, 24, 32, generator=generator)
+    x, context = torch.randn(2, 16, 8, 12, generator=generator), torch.randn(2, 40, 32, generator=generator)
     sigma = torch.tensor([0.9, 0.3])
 
     def run(patched):

@@ -57,7 +57,7 @@ def sample(model):
 
     generator = torch.Generator().manual_seed(0)
     noise, positive, negative = (
-        torch.randn(shape, generator=generator) for shape in ((1, 16, 8, 12), (1, 24, 32), (1, 24, 32))
+        torch.randn(shape, generator=generator) for shape in ((1, 16, 8, 12), (1, 40, 32), (1, 40, 32))
     )
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds([[positive, {}]], [[negative, {}]])

@@ -144,7 +144,7 @@ def test_with_gradients_they_are_the_textbook_to_the_bit(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_network_of_lean_blocks(parts, dtype):
     generator = torch.Generator().manual_seed(0)
-    x, context = torch.randn(2, 16, 8, 12, generator=generator), torch.randn(2, 24, 32, generator=generator)
+    x, context = torch.randn(2, 16, 8, 12, generator=generator), torch.randn(2, 40, 32, generator=generator)
     sigma, errors = torch.tensor([0.9375, 0.25]), []
     with torch.no_grad():
         exact = parts[0](x, sigma, context)

@@ -204,7 +204,7 @@ def test_wrong_settings_are_refused(wrong):
 def inputs():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 16, 8, 12, generator=generator)
-    return noise, torch.randn(1, 24, 32, generator=generator), torch.randn(1, 24, 32, generator=generator)
+    return noise, torch.randn(1, 40, 32, generator=generator), torch.randn(1, 40, 32, generator=generator)
 
 
 @torch.inference_mode()
