@@ -182,7 +182,7 @@ def test_without_websocket_client_the_server_is_asked(client, server):
     rows = client.report()
     assert [row["status"] for row in rows] == ["made", "failed", "failed", "made"]
     assert rows[1]["error"] == "EmptyImage (node picture): Value 0 smaller than min of 1 (width)"
-    assert rows[2]["error"] == "'wide' must be a int, as 64 is in the workflow"
+    assert rows[2]["error"] == "'wide' must be a whole number, as 64 is in the workflow"
 
     assert client.run("--set", "picture.width={size}")[0] == 1
     assert len(client.events("failed")) == 2
@@ -433,7 +433,7 @@ def test_the_page_says_what_the_table_says_and_runs_nothing_of_it(campaign, tmp_
     rows, text = written(campaign, tmp_path, [NASTY] * 3)
     page = Page(text)
     assert page.title == "<i>Sale</i>"
-    assert '<p class="total">3 rows: 1 made, 1 failed, 1 waiting</p>' in text
+    assert '<p class="total">1 of 3 rows are made, 1 failed: row 2, 1 still waiting</p>' in text
     assert [state for state, _ in page.figures] == ["made", "failed", "waiting"]
     for _, said in page.figures:
         cells = dict(zip(said[::2], said[1::2], strict=True))

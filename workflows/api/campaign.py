@@ -115,20 +115,30 @@ def run(campaign: Campaign, out: Path) -> str:
 
 
 def summarise(jobs: list[Job], args: argparse.Namespace) -> tuple[int, str]:
-    """The exit status, and how many rows are good and which are not."""
-    rows = {status: [job.number for job in jobs if job.status == status] for status in FINAL}
-    good = "verified" if args.verify else "rows are made"
-    said, hints = [f"{len(rows['made'])} of {len(jobs)} {good}"], []
-    if rows["unverified"]:
-        said.append(f"{len(rows['unverified'])} not: {list_rows(rows['unverified'])}")
+    """The exit status, and what is to be said at the end."""
+    statuses = [job.status for job in jobs]
+    report = args.out / "report.html"
+    hints = []
+    if "unverified" in statuses:
         hints.append("--retry-unverified tries those not verified with new seeds")
-    if rows["failed"]:
-        said.append(f"{len(rows['failed'])} failed: {list_rows(rows['failed'])}")
+    if "failed" in statuses:
         hints.append("--retry-failed tries the failed ones again")
     if not hints:
-        return 0, f"{said[0]}: {args.out / 'report.html'}"
-    hint = f"See {args.out / 'report.html'}. Added to the same command, {' and '.join(hints)}."
-    return 1 if rows["failed"] else 3, f"{', '.join(said)}\n{hint}"
+        return 0, f"{totals(jobs, args.verify)}: {report}"
+    hint = f"See {report}. Added to the same command, {' and '.join(hints)}."
+    return 1 if "failed" in statuses else 3, f"{totals(jobs, args.verify)}\n{hint}"
+
+
+def totals(jobs: list[Job], verify: str | None) -> str:
+    """How many rows are good, and which are not."""
+    rows = {status: [job.number for job in jobs if job.status == status] for status in FINAL}
+    said = [f"{len(rows['made'])} of {len(jobs)} {'verified' if verify else 'rows are made'}"]
+    if rows["unverified"]:
+        said.append(f"{len(rows['unverified'])} not: {list_rows(rows['unverified'])}")
+    if rows["failed"]:
+        said.append(f"{len(rows['failed'])} failed: {list_rows(rows['failed'])}")
+    waiting = sum(job.waits for job in jobs)
+    return ", ".join([*said, f"{waiting} still waiting"] if waiting else said)
 
 
 def list_rows(numbers: list[int]) -> str:
@@ -433,7 +443,8 @@ def convert(text: str, old: Any) -> Any:
             return {"true": True, "false": False}[text.strip().lower()]
         return type(old)(text) if isinstance(old, int | float) else text
     except (KeyError, ValueError):
-        raise Refused(f"{text!r} must be a {type(old).__name__}, as {old} is in the workflow") from None
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(old)]
+        raise Refused(f"{text!r} must be {kind}, as {old} is in the workflow") from None
 
 
 class Names:
@@ -777,7 +788,8 @@ def write_reports(args: argparse.Namespace, workflow: dict[str, Any], jobs: list
         own = [f"{job.number}", status, f"{job.tries}", job.seed(workflow, args.set), "\n".join(job.files)]
         own += [job.details.get("text", ""), job.details.get("error", "")]
         lines.append([*own, *(job.row.get(name, "") for name in columns)])
-    page = write_page(args, [line[1] for line in lines], [*map(card, itertools.repeat(header), lines, jobs)])
+    cards = map(card, itertools.repeat(header), lines, jobs)
+    page = write_page(args, totals(jobs, args.verify), [line[1] for line in lines], "".join(cards))
     faults = []
     for name, text in {"report.csv": "\ufeff" + write_table(header, lines), "report.html": page}.items():
         try:
@@ -798,10 +810,9 @@ def harmless(cell: str) -> str:
     return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
-def write_page(args: argparse.Namespace, states: list[str], cards: list[str]) -> str:
+def write_page(args: argparse.Namespace, total: str, states: list[str], cards: str) -> str:
     title = html.escape(args.title or args.out.resolve().name)
     counts = {state: states.count(state) for state in (*FINAL, "waiting") if state in states}
-    total = ", ".join(f"{count} {state}" for state, count in counts.items())
     facts = [f"table {args.rows.name}", f"workflow {args.workflow.name}"]
     facts += [f"verified by {args.verify}"] if args.verify else []
     facts += [f"{dt.date.today()}"]
@@ -817,12 +828,12 @@ def write_page(args: argparse.Namespace, states: list[str], cards: list[str]) ->
 <style>{STYLE}{hide}</style>
 <header>
 <h1 dir="auto">{title}</h1>
-<p class="total">{len(states)} rows: {total}</p>
+<p class="total">{total}</p>
 <p>{html.escape("; ".join(facts))}</p>
 </header>
 {"".join(choices)}
 <main>
-{"".join(cards)}</main>
+{cards}</main>
 <dialog><img alt=""></dialog>
 <script>{SCRIPT}</script>
 </html>
