@@ -286,6 +286,15 @@ def test_what_is_not_verified_is_said_and_gets_new_seeds(client):
     )
 
 
+def test_a_seed_that_a_node_shows_is_the_final_one(client):
+    number = {"class_type": "PrimitiveInt", "inputs": {"value": 5}}
+    graph = {**GRAPH, "number": number, "seed": {"class_type": "SeedNode", "inputs": {"seed": ["number", 0]}}}
+    (client.folder / "graph.json").write_text(json.dumps(graph))
+    client.table(2)
+    assert client.run("--set", "number.value=4{number}")[0] == 0
+    assert [row["final_seed"] for row in client.report()] == ["41", "42"]
+
+
 def test_a_node_that_shows_no_text_verifies_nothing(client):
     client.table(1)
     status, output = client.run("--verify", "save:x")

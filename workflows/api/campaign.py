@@ -176,9 +176,13 @@ def parse_arguments() -> argparse.Namespace:
     args.server = args.server.rstrip("/")
     if "://" not in args.server:
         args.server = f"http://{args.server}"
-    missing = [f"There is no file {path}." for path in (args.rows, args.workflow) if not path.is_file()]
-    if missing:
-        sys.exit("\n".join(missing))
+    files = (args.rows, args.workflow)
+    problems = [f"There is no file {path}." for path in files if not path.is_file()]
+    problems += [
+        f"{path} may not be read." for path in files if path.is_file() and not os.access(path, os.R_OK)
+    ]
+    if problems:
+        sys.exit("\n".join(problems))
     return args
 
 
@@ -414,9 +418,9 @@ class Job:
         return prompt
 
     def seed(self, workflow: dict[str, Any], sets: list[str]) -> str:
-        """The last try's seed; several where the workflow has nodes with different ones."""
-        if not self.tries:
-            return ""
+        """The last try's seed: the one that the workflow showed, else those that it has."""
+        if not self.tries or "seed" in self.details:
+            return self.details.get("seed", "")
         try:
             nodes = [node["inputs"] for node in self.prompt(workflow, sets).values()]
         except Refused:
@@ -542,6 +546,7 @@ class Campaign:
         self.names = Names(args.name, jobs, journal)
         self.node, self.wanted = split_verify(args.verify, workflow)
         self.client_id = journal.id.hex  # also that of the client before a restart: its messages come to us
+        self.seed_nodes: list[str] = []
         self.steps = Steps(args.server, self.client_id, lambda line: self.show(line, "\r"))
         self.since, self.ended, self.shown, self.end = time.monotonic(), 0, "", "\n"
 
@@ -573,13 +578,14 @@ class Campaign:
 
     def check_nodes(self) -> None:
         """The server is a ComfyUI that has the workflow's nodes."""
-        problems = []
+        problems, kinds = [], {}
         for kind in dict.fromkeys(node["class_type"] for node in self.workflow.values()):
             try:
                 known = json.loads(self.fetch(f"/object_info/{urllib.parse.quote(kind, safe='')}"))
             except (Refused, ValueError):
                 raise Stop(f"What answers at {self.args.server} is no ComfyUI.") from None
             nodes = ", ".join(key for key, node in self.workflow.items() if node["class_type"] == kind)
+            kinds.update(known)
             if kind not in known:
                 problems.append(f"ComfyUI has no {kind} (node {nodes}); install the nodes that it is from.")
             elif self.node in nodes.split(", ") and not known[kind].get("output_node"):
@@ -589,6 +595,7 @@ class Campaign:
                 )
         if problems:
             raise Stop("\n".join(problems))
+        self.seed_nodes = list(seed_nodes(self.workflow, kinds))
 
     def turn(self) -> None:
         """Asks for what is under way, takes what has ended, queues what is next."""
@@ -625,7 +632,7 @@ class Campaign:
         if entry is None:  # the server was restarted, or never got it
             # With its history a text to verify is gone too, so that the row must be made again.
             images = [] if self.args.verify else self.find_outputs(job)
-            return self.keep(job, "made", images, "") if images else self.queue(job)
+            return self.keep(job, "made", images, {}) if images else self.queue(job)
         if entry["status"]["status_str"] != "success":
             return self.finish(job, "failed", error=reason(entry))
         images = [image for output in entry["outputs"].values() for image in output.get("images", [])]
@@ -633,17 +640,17 @@ class Campaign:
         if not images:
             error = "the workflow saves no picture: it needs a SaveImage node"
             return self.finish(job, "failed", error=error)
-        shown = entry["outputs"].get(self.node, {})
-        if self.node and "text" not in shown:
+        shown = {node: output["text"] for node, output in entry["outputs"].items() if "text" in output}
+        if self.node and self.node not in shown:
             error = f"node {self.node} showed no text to verify; --verify needs one that does"
             return self.finish(job, "failed", error=error)
-        text = "\n".join(map(str, shown.get("text", [])))
+        text = as_lines(shown.get(self.node, []))
         if self.wanted in text:
-            return self.keep(job, "made", images, text)
+            return self.keep(job, "made", images, shown)
         if job.rejected - job.rejected_before < self.args.retries:
             job.tell("rejected", text=text)
             return self.show(f"row {job.number}: try {job.tries} is not verified", "\r")
-        return self.keep(job, "unverified", images, text)
+        return self.keep(job, "unverified", images, shown)
 
     def find_outputs(self, job: Job) -> list[dict[str, str]]:
         """The pictures of a prompt that the server has forgotten, those that were saved whole."""
@@ -657,12 +664,14 @@ class Campaign:
             except Refused:  # there is none
                 return found
 
-    def keep(self, job: Job, status: str, images: list[dict[str, str]], text: str) -> None:
+    def keep(self, job: Job, status: str, images: list[dict[str, str]], shown: dict[str, list]) -> None:
         files = []
         for i, image in enumerate(images):
             files.append(f"pictures/{self.names.of(job, i)}{Path(image['filename']).suffix}")
             write_whole(self.args.out / files[-1], self.fetch(view(image)))
-        self.finish(job, status, files=files, text=text)
+        seeds = [as_lines(shown.get(node, [])) for node in self.seed_nodes]
+        seed = {"seed": " ".join(filter(None, dict.fromkeys(seeds)))} if seeds else {}
+        self.finish(job, status, files=files, text=as_lines(shown.get(self.node, [])), **seed)
 
     def finish(self, job: Job, status: str, **details: Any) -> None:
         """Write down how a row ended, and say so in a line."""
@@ -695,6 +704,21 @@ class Campaign:
             raise kind(f"HTTP {error.code}: {reasons(error.read())}") from None
         except (OSError, http.client.HTTPException) as error:
             raise Away(getattr(error, "reason", error)) from None
+
+
+def seed_nodes(workflow: dict[str, Any], kinds: dict[str, Any]) -> Iterator[str]:
+    """The nodes that show another one's output `seed`: it may have drawn seeds itself, as Ovis Text Retry."""
+    for key, node in workflow.items():
+        links = [value for value in node["inputs"].values() if isinstance(value, list)]
+        sources = [(workflow[link[0]]["class_type"], link[1]) for link in links if link[0] in workflow]
+        if kinds[node["class_type"]].get("output_node") and any(
+            kinds[kind]["output_name"][i : i + 1] == ["seed"] for kind, i in sources
+        ):
+            yield key
+
+
+def as_lines(text: list[Any]) -> str:
+    return "\n".join(map(str, text))
 
 
 def reasons(answer: bytes) -> str:
