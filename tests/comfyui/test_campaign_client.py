@@ -141,9 +141,10 @@ def numbers(count: int) -> list[str]:
     return [f"{i:05}" for i in range(1, count + 1)]
 
 
-def slow(server) -> dict:
-    """The shipped workflow on the small model: some tenths of a second a row."""
-    return server.graph(steps=3)
+def slow() -> dict:
+    """Larger pictures, some tenths of a second a row."""
+    picture = {"width": 2048, "height": 1536, "batch_size": 1, "color": 9}
+    return {**GRAPH, "picture": {"class_type": "EmptyImage", "inputs": picture}}
 
 
 def test_every_row_is_made_named_and_told_in_a_line(client, server):
@@ -195,15 +196,15 @@ def test_without_websocket_client_the_server_is_asked(client, server):
 
 
 def test_killed_clients_repeat_and_lose_nothing(server, tmp_path):
-    client = Client(tmp_path, server.process, slow(server))
+    client = Client(tmp_path, server.process, slow())
     client.table(5)
     for made, by in ((1, signal.SIGKILL), (3, signal.SIGTERM)):
-        process = client.start("--set", "2.text={headline}", "--set", "5.seed={number}")
+        process = client.start("--set", "picture.color={number}")
         client.until_made(made)
         process.send_signal(by)
         process.communicate(timeout=60)
     assert {row["status"] for row in client.report()} == {"made", "waiting"}
-    assert client.run("--set", "2.text={headline}", "--set", "5.seed={number}")[0] == 0
+    assert client.run("--set", "picture.color={number}")[0] == 0
     assert client.saved(server.base) == numbers(5)
     assert [row["status"] for row in client.report()] == ["made"] * 5
     assert len(client.events("made")) == 5
@@ -246,9 +247,9 @@ def test_what_the_server_has_forgotten_is_found_by_its_file(client, server):
 
 def test_a_server_away_that_comes_back_without_its_queue_repeats_and_loses_nothing(server, tmp_path):
     cable = Cable(server.process.address)
-    client = Client(tmp_path, cable, slow(server))
+    client = Client(tmp_path, cable, slow())
     client.table(6)
-    running = client.start("--set", "5.seed={number}", "--ahead", "4")
+    running = client.start("--set", "picture.color={number}", "--ahead", "4")
     client.until_made(2)
     cable.cut()
     server.post("/queue", {"clear": True})
