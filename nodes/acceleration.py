@@ -10,7 +10,7 @@ from .adapters.network.compilation import compiled_model
 from .adapters.network.transformer import model_with_attention
 from .adapters.sampling.residual_cache import cached_model
 
-CATEGORY = "Ovis-Image"
+CATEGORY = "Ovis-Image/advanced"
 
 
 class OvisImageCache(io.ComfyNode):

@@ -18,7 +18,7 @@ class OvisImageTextEncode(io.ComfyNode):
                 "{a|b} choices, no "
                 "(word:1.2) weights. Put words to be drawn in quotes. Some 245 tokens are read."
             ),
-            search_aliases=["ovis", "prompt", "text", "clip text encode", "poster text"],
+            search_aliases=["ovis", "文字", "prompt", "text", "clip text encode", "poster text"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder from the Ovis-Image Loader."),
                 io.String.Input(

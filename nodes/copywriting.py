@@ -40,6 +40,7 @@ class OvisCopy(io.ComfyNode):
             ),
             search_aliases=[
                 "ovis",
+                "文字",
                 "poster",
                 "copywriting",
                 "headline",
@@ -103,7 +104,7 @@ class OvisPromptCheck(io.ComfyNode):
                 "Counts a prompt's tokens and tells what will go wrong with its texts: what is cut off, "
                 "quotes, symbols, syntax, settings. It warns and never blocks."
             ),
-            search_aliases=["ovis", "prompt linter", "token counter", "check prompt", "count tokens"],
+            search_aliases=["ovis", "文字", "prompt linter", "token counter", "check prompt", "count tokens"],
             is_output_node=True,
             inputs=[
                 io.String.Input("text", **LITERAL, multiline=True, tooltip="The prompt to check."),
@@ -154,7 +155,16 @@ class OvisStyle(io.ComfyNode):
             category=CATEGORY,
             description="Describes a style of lettering, for the style of Ovis Copy. Add your own in "
             "user/default/ovis_image/lettering_styles.json.",
-            search_aliases=["ovis", "font", "typography", "neon", "calligraphy", "letterpress", "type style"],
+            search_aliases=[
+                "ovis",
+                "文字",
+                "font",
+                "typography",
+                "neon",
+                "calligraphy",
+                "letterpress",
+                "type style",
+            ],
             inputs=[
                 io.Combo.Input(
                     "style", options=style_names(), tooltip="How the letters are made; your own come last."
@@ -189,7 +199,7 @@ class OvisLayout(io.ComfyNode):
             category=CATEGORY,
             description="Experimental: says in sentences where each text of Create Bounding Boxes stands. "
             "How closely the model follows is not measured.",
-            search_aliases=["ovis", "layout", "bounding boxes", "placement", "regional text"],
+            search_aliases=["ovis", "文字", "layout", "bounding boxes", "placement", "regional text"],
             is_experimental=True,
             inputs=[
                 io.Array.Input(

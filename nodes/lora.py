@@ -4,8 +4,6 @@ from comfy_api.latest import io, ui
 
 from .adapters.lora.lora import DIALECTS, convert_lora, load_lora, lora_names
 
-CATEGORY = "Ovis-Image"
-
 
 class OvisImageLoraLoader(io.ComfyNode):
     """A node that loads a LoRA."""
@@ -15,7 +13,7 @@ class OvisImageLoraLoader(io.ComfyNode):
         return io.Schema(
             node_id="OvisImageLoraLoader",
             display_name="Ovis-Image LoRA Loader",
-            category=CATEGORY,
+            category="Ovis-Image",
             description="Puts a LoRA of any dialect on Ovis-Image, all of it, and tells what was matched.",
             search_aliases=["ovis", "lora", "load lora", "lycoris", "dora", "lokr", "loha", "peft"],
             inputs=[
@@ -61,7 +59,7 @@ class OvisImageLoraConvert(io.ComfyNode):
         return io.Schema(
             node_id="OvisImageLoraConvert",
             display_name="Ovis-Image LoRA Convert",
-            category=CATEGORY,
+            category="Ovis-Image/advanced",
             description="Writes a LoRA in the names that another tool reads, with the same effect, into "
             "the output folder.",
             search_aliases=["ovis", "lora", "convert lora", "save lora", "diffusers", "kohya"],

@@ -13,7 +13,7 @@ class OvisImageQuantCheck(io.ComfyNode):
         return io.Schema(
             node_id="OvisImageQuantCheck",
             display_name="Ovis-Image Quantisation Check",
-            category="Ovis-Image",
+            category="Ovis-Image/advanced",
             description=(
                 "Compares a quantised Ovis-Image with a reference, layer by layer, on random inputs: which "
                 "layers lose most. It needs no prompt and no pictures."

@@ -59,7 +59,16 @@ class OvisTextVerify(io.ComfyNode):
             category=CATEGORY,
             description="Reads a picture (OCR, English and Chinese) and says how well it shows the expected "
             "texts. Needs the packages rapidocr and onnxruntime.",
-            search_aliases=["ovis", "ocr", "read text", "spell check", "character error rate", "cer", "ned"],
+            search_aliases=[
+                "ovis",
+                "文字",
+                "ocr",
+                "read text",
+                "spell check",
+                "character error rate",
+                "cer",
+                "ned",
+            ],
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The picture, or several of one size."),
@@ -101,7 +110,7 @@ class OvisTextBestOf(io.ComfyNode):
             category=CATEGORY,
             description="Of several pictures the one that shows the expected texts best, all of them ranked, "
             "and a contact sheet. Needs the packages rapidocr and onnxruntime.",
-            search_aliases=["ovis", "ocr", "best of n", "rank images", "pick best", "contact sheet"],
+            search_aliases=["ovis", "文字", "ocr", "best of n", "rank images", "pick best", "contact sheet"],
             is_output_node=True,
             is_input_list=True,
             inputs=[
@@ -145,7 +154,7 @@ class OvisTextRetry(io.ComfyNode):
             category=CATEGORY,
             description="Draws a picture from one seed after the other until it shows the expected texts, or "
             "max_tries is reached; gives the best. Needs the packages rapidocr and onnxruntime.",
-            search_aliases=["ovis", "ocr", "retry", "loop", "until", "seed search", "best of n"],
+            search_aliases=["ovis", "文字", "ocr", "retry", "loop", "until", "seed search", "best of n"],
             enable_expand=True,
             accept_all_inputs=True,  # a try passes these to the next one; users do not set them
             inputs=[

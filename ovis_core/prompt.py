@@ -39,6 +39,14 @@ class PromptTokens:
     ids: tuple[int, ...]
     num_lost: int  # tokens past the budget, the template's own end included
 
+    @property
+    def report(self) -> str:
+        """Says how much of the budget the tokens take, and how many were cut off."""
+        used = f"{len(self.ids)} of {MAX_TOKENS} tokens"
+        if not self.num_lost:
+            return used
+        return f"{used}; {self.num_lost} more were cut off, shorten the prompt"
+
 
 class PromptTokenizer:
     """Tokenizes prompts the way the model was trained.

@@ -14,6 +14,7 @@ LIBRARIES = {"torch", "transformers", "safetensors", "einops", "numpy", "PIL", "
 OPTIONAL = {  # and the files that may ask for them
     "ovis_core/evaluation/ocr.py": {"rapidocr", "onnxruntime"},
     "nodes/adapters/network/attention.py": {"sageattention"},
+    "nodes/editor.py": {"aiohttp"},  # what ComfyUI's server is made of
 }
 COMFYUI = {
     *("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "server"),

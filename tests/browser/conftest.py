@@ -137,3 +137,19 @@ def shared_editor(browser, server, tmp_path_factory, request):
         editor.render_with(request.param)
         editor.watch()
         yield editor
+
+
+@pytest.fixture
+def open_editor_in(browser, server, tmp_path):
+    """Opens the editor in a language: `open_editor_in("zh")`; afterwards it is English again."""
+
+    @contextlib.contextmanager
+    def opened(language: str) -> Iterator[Editor]:
+        server.process.post("/api/settings/Comfy.Locale", language)
+        try:
+            with open_editor(browser, server, tmp_path) as editor:
+                yield editor
+        finally:
+            server.process.post("/api/settings/Comfy.Locale", "en")
+
+    return opened

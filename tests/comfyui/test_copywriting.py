@@ -261,6 +261,24 @@ def box(x, y, w, h, text="", desc="", palette=()) -> dict:
     return {"x": x, "y": y, "width": w, "height": h, "metadata": meta}
 
 
+def test_the_prompt_while_typing_is_the_nodes(server, tokenizer):
+    node = copy_node(**NASTY, scene=SCENE, style=STYLE)
+    graph = {"copy": node, "shown": shown("copy", 0)}
+    status, answer = server.post("/ovis_image/copy", node["inputs"])
+    assert status == 200
+    assert [answer["prompt"]] == server.run(graph)["shown"]["text"]
+    assert answer["tokens"] == tokenizer(answer["prompt"]).report
+
+
+@pytest.mark.parametrize(
+    "body", [{"headline": 5}, ["SALE"], {"headline": "SALE", "language": "x"}, "x" * 300_000]
+)
+def test_other_fields_while_typing_are_one_sentence(server, body):
+    status, answer = server.post("/ovis_image/copy", body)
+    assert status == 400
+    assert list(answer) == ["error"]
+
+
 def layout_graph(boxes: list, language: str) -> dict:
     drawn = {"width": 1024, "height": 1024, "editor_state": {"__value__": boxes}}
     inputs = {"elements": ["boxes", 2], "scene": "the sea", "style": "", "language": language}

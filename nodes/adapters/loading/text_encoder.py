@@ -1,7 +1,7 @@
 """Wraps the core's tokenizer and text encoder into a ComfyUI CLIP."""
 
 import logging
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import comfy.model_management
@@ -16,7 +16,7 @@ from torch import Tensor
 from ....ovis_core.files.checkpoint import Checkpoint, open_checkpoint
 from ....ovis_core.files.parts import TEXT_ENCODER
 from ....ovis_core.pipeline import tokenizer_folder
-from ....ovis_core.prompt import MAX_TOKENS, PromptTokenizer, PromptTokens
+from ....ovis_core.prompt import PromptTokenizer
 from ....ovis_core.text_encoder import TextEncoder, TextEncoderConfig
 from ..weights.formats import CLIP, choose
 from ..weights.gguf import is_gguf
@@ -42,7 +42,7 @@ class ComfyTokenizer:
         """Tokenizes a prompt in its template, each token at weight 1: weight syntax is plain text here."""
         tokens = self.prompt_tokenizer(text)
         if tokens.num_lost:
-            log.warning("Ovis-Image prompt: %s", budget_report(tokens))
+            log.warning("Ovis-Image prompt: %s", tokens.report)
         # ComfyUI wants a word id other than 0 for each token of the prompt; words are unknown here, so each
         # token gets its own.
         return {
@@ -51,7 +51,7 @@ class ComfyTokenizer:
 
     def report(self, text: str) -> str:
         """Says how much of the budget a prompt takes with its template, and what did not fit."""
-        return budget_report(self.prompt_tokenizer(text))
+        return self.prompt_tokenizer(text).report
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
         """Pairs each token with its text."""
@@ -67,10 +67,15 @@ class ComfyTokenizer:
         return {}
 
 
-def budget_report(tokens: PromptTokens) -> str:
-    """Says how much of the budget the tokens take, and how many were cut off."""
-    used = f"{len(tokens.ids)} of {MAX_TOKENS} tokens"
-    return f"{used}; {tokens.num_lost} more were cut off, shorten the prompt" if tokens.num_lost else used
+@cache
+def comfyui_tokenizer() -> PromptTokenizer:
+    """Reads the tokenizer that ComfyUI ships, once."""
+    return PromptTokenizer.from_folder(COMFYUI_TOKENIZER)
+
+
+def count_tokens(prompt: str) -> str:
+    """Says how much of the budget a prompt takes, by the tokenizer that ComfyUI ships."""
+    return comfyui_tokenizer()(prompt).report
 
 
 class ComfyTextEncoder(TextEncoder):

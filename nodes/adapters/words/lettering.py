@@ -41,6 +41,15 @@ def write_copy(texts: dict[str, str], scene: str, style: str, language: str) -> 
     return _outputs(compose(texts, scene, style, _code(language)))
 
 
+def write_copy_fields(body: bytes) -> Written:
+    """Writes the prompt of Ovis Copy from its widgets as JSON. Raises ValueError for anything else."""
+    fields = json.loads(body)
+    if not isinstance(fields, dict) or not all(isinstance(text, str) for text in fields.values()):
+        raise ValueError("the fields of Ovis Copy are an object of texts")
+    scene, style = fields.pop("scene", ""), fields.pop("style", "")
+    return write_copy(fields, scene, style, fields.pop("language", "English"))
+
+
 def write_layout(elements: list, scene: str, style: str, language: str) -> Written:
     """Writes a prompt from the boxes of Create Bounding Boxes."""
     return _outputs(place(read_boxes(elements), scene, style, _code(language)))
