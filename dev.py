@@ -119,14 +119,8 @@ def test(arguments: list[str]) -> int:
     if arguments:
         runs = [([*selection, *arguments], {})]
     else:
-        # Two files at a time, but for those that make a page together.
-        two_at_a_time = ["-n", "2", "--dist", "loadfile"]
-        together = sorted(map(str, (ROOT / "tests").glob("*/test_stock_*.py")))
-        runs = [
-            ([*two_at_a_time, "--ignore-glob=*/test_stock_*", "tests"], {}),
-            (together, {}),
-            ([*two_at_a_time, *NUMBERS], OTHER_ROUNDING),
-        ]
+        two_at_a_time = ["-n", "2", "--dist", "loadfile"]  # files, as tests/conftest.py has it
+        runs = [([*two_at_a_time, "tests"], {}), ([*two_at_a_time, *NUMBERS], OTHER_ROUNDING)]
     steps = (
         (["-m", "ruff", "check", "."], {}),
         (["-m", "ruff", "format", "--check", "."], {}),

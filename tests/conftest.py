@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads of several processes wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +26,18 @@ import tiny_model  # noqa: E402
 
 for _name in ("tiny_lora", "tiny_gguf", "example_workflows"):
     tiny_model.import_by_path(_name, Path(__file__).with_name(f"{_name}.py"))
+
+
+class ByFile(LoadFileScheduling):
+    """Gives each worker whole files, and those that write a page together to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "test_stock_*.py" if "test_stock_" in file else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
