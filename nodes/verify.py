@@ -8,11 +8,12 @@ from .adapters.words.verify import MAX_SEED, Found, best_of, retry, verify_image
 
 CATEGORY = "Ovis-Image/Text"
 REPORT = io.String.Output(
-    display_name="report", tooltip="The verdict, and a line for each text that is wrong or not asked for."
+    display_name="report",
+    tooltip="The verdict, and a line for each text that is wrong, hard to read or not asked for.",
 )
 JSON = io.String.Output(
     display_name="json",
-    tooltip="All of it as JSON: texts, regions with boxes, extra text, scores of benchmarks.",
+    tooltip="All of it as JSON: texts, legibility, regions with boxes, extra text, scores of benchmarks.",
 )
 
 
@@ -48,6 +49,20 @@ def judging_inputs() -> list:
     ]
 
 
+def legibility_input() -> io.Float.Input:
+    """Makes the input that asks for legible strokes; it came later and stands last."""
+    return io.Float.Input(
+        "min_legibility",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        optional=True,
+        tooltip="The legibility that the weakest character needs for a picture to pass: how much its strokes "
+        "are those of a plain font. 0 asks for none; 0.5 is a start.",
+    )
+
+
 class OvisTextVerify(io.ComfyNode):
     """A node that verifies the texts in pictures."""
 
@@ -73,6 +88,7 @@ class OvisTextVerify(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The picture, or several of one size."),
                 *judging_inputs(),
+                legibility_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -84,7 +100,8 @@ class OvisTextVerify(io.ComfyNode):
                     tooltip="1 minus the character error rate of all texts; of several pictures the lowest.",
                 ),
                 io.Boolean.Output(
-                    display_name="passed", tooltip="Whether the score, of every picture, is the threshold's."
+                    display_name="passed",
+                    tooltip="Whether every picture has the score and the legibility asked for.",
                 ),
                 REPORT,
                 JSON,
@@ -116,9 +133,12 @@ class OvisTextBestOf(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="A batch or a list of pictures, of any sizes."),
                 *judging_inputs(),
+                legibility_input(),
             ],
             outputs=[
-                io.Image.Output(display_name="best", tooltip="The picture with the highest score."),
+                io.Image.Output(
+                    display_name="best", tooltip="The best picture: by score, then by legibility."
+                ),
                 io.Int.Output(display_name="number", tooltip="Which it was, counted from 1."),
                 io.Image.Output(
                     display_name="ranked", is_output_list=True, tooltip="All, from the best to the worst."
@@ -127,7 +147,7 @@ class OvisTextBestOf(io.ComfyNode):
                     display_name="scores", is_output_list=True, tooltip="Their scores, in the same order."
                 ),
                 io.Image.Output(
-                    display_name="sheet", tooltip="All on one sheet, with rank, number and score."
+                    display_name="sheet", tooltip="All on one sheet, with rank, number, score and legibility."
                 ),
                 REPORT,
                 JSON,
@@ -220,6 +240,7 @@ class OvisTextRetry(io.ComfyNode):
                     default="comfyui",
                     tooltip="Whose noise a seed stands for, as for the Ovis-Image Sampler.",
                 ),
+                legibility_input(),
             ],
             outputs=[
                 io.Image.Output(tooltip="The first picture that passed, else the best one."),

@@ -144,6 +144,13 @@ def test_what_is_drawn_weighs_more(meter):
     assert [f.severity for f in check("“龘” 🫠", meter).findings] == ["warning", "note"]
 
 
+@pytest.mark.parametrize("text", ["70 % OFF", "轻记账", "I can't even", "GREEN LIFE", "夜市", "SUMMER BEATS"])
+def test_texts_of_a_users_report_are_fine_in_quotes_and_missed_without(meter, text):
+    assert check(f'A poster. The headline says "{text}".', meter).findings == ()
+    bare = check(f"A poster. The headline says {text}.", meter)
+    assert "no_copy" in [f.code for f in bare.findings]
+
+
 @pytest.mark.parametrize("kind", ["meter", "cut_meter"])
 @pytest.mark.parametrize("word", ["hello ", "海报", "龘", "e\u0301 "])
 @pytest.mark.parametrize("lead", ["", "  "])

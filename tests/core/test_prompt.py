@@ -78,6 +78,13 @@ def test_empty_prompt_takes_39_tokens_28_of_them_prefix(tokenizer):
     )
 
 
+@pytest.mark.parametrize("text", ["70 % OFF", "轻记账", "I can't even", "GREEN LIFE", "夜市", "SUMMER BEATS"])
+def test_texts_of_a_users_report_arrive_whole(tokenizer, text):
+    tokens = tokenizer(f'A poster with the headline "{text}".')
+    assert f'"{text}".' in tokenizer.tokenizer.decode(tokens.ids)
+    assert tokens.num_lost == 0
+
+
 def test_lost_tokens_are_counted(tokenizer):
     untruncated = len(
         tokenizer.tokenizer(TEMPLATE.format("word " * 400), add_special_tokens=False)["input_ids"]

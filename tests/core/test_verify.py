@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 
-from ovis_core.evaluation.ocr import Region
+from ovis_core.drawing.fonts import Fonts
+from ovis_core.evaluation.legibility import Weakest
+from ovis_core.evaluation.ocr import RapidReader, Region
 from ovis_core.evaluation.text_metrics import Rules
 from ovis_core.evaluation.verify import (
     RIGHT,
@@ -16,6 +19,7 @@ from ovis_core.evaluation.verify import (
     draw_ranking,
     expected_texts,
     judge,
+    measured,
     ranking,
     verify,
 )
@@ -102,6 +106,72 @@ def test_of_several_looks_the_best_counts():
     verdict = verify(PICTURE, ["OPEN"], reader)
     assert reader.sides == [384, 256, 768]
     assert (verdict.score, verdict.matches[0].read) == (3 / 4, "OPEX")
+
+
+def measure(image, region):
+    """A measure that finds an X hard to read."""
+    return [Weakest(letter, 0.2 if letter == "X" else 0.9) for letter in region.text]
+
+
+def measured_verdict(*read, texts=("OPEN",), **how):
+    return verify(PICTURE, texts, lambda image: read_as(*read), measure=measure, **how)
+
+
+@pytest.mark.parametrize(
+    ("read", "texts", "how", "legibility", "passed"),
+    [
+        (["OPEN"], ["OPEN"], {}, 0.9, True),
+        (["OPEN"], ["OPEN"], {"min_legibility": 0.9}, 0.9, True),
+        (["OPEN"], ["OPEN"], {"min_legibility": 0.91}, 0.9, False),
+        (["TAXI"], ["TAXI"], {}, 0.2, True),
+        (["TAXI"], ["TAXI"], {"min_legibility": 0.5}, 0.2, False),
+        (["OPEN", "X"], ["OPEN"], {"min_legibility": 0.5, "count_extra": False}, 0.9, True),
+        (["OPEN"], ["OPEN", "TEA"], {"threshold": 0.5}, 0.0, True),
+        (["OPEN"], ["OPEN", "TEA"], {"threshold": 0.5, "min_legibility": 0.5}, 0.0, False),
+        (["OPEM"], ["OPEN"], {"min_legibility": 0.5}, 0.9, False),
+        ([], [], {"min_legibility": 1.0}, 1.0, True),
+    ],
+)
+def test_legibility_is_the_weakest_characters_of_the_texts(read, texts, how, legibility, passed):
+    verdict = measured_verdict(*read, texts=texts, **how)
+    assert (verdict.legibility, verdict.passed) == (legibility, passed)
+
+
+def test_report_json_and_frames_say_what_is_hard_to_read():
+    verdict = measured(verdict_on(["TAXI"], ["TAXI"]), PICTURE, measure, 0.5)
+    assert verdict.report().splitlines() == [
+        "failed: score 1.000, 1 of 1 texts right, legibility 0.20",
+        '"TAXI" is hard to read at "X" (region 1), legibility 0.20',
+    ]
+    details = json.loads(json.dumps(verdict.as_dict()))
+    assert (details["score"], details["legibility"], details["min_legibility"]) == (1.0, 0.2, 0.5)
+    assert (details["texts"][0]["legibility"], details["texts"][0]["weakest"]) == (0.2, "X")
+    assert (annotate(PICTURE, verdict)[20, 20:38] == WRONG).all()
+    assert verdict_on(["OPEN"], ["OPEN"]).as_dict()["legibility"] is None, "it was not measured"
+
+
+def test_of_equally_right_pictures_the_more_legible_ranks_first():
+    reads = (("TAXI",), ("T AX",), ("OPEN",), ("OPEN",))
+    verdicts = [measured_verdict(*read, texts=[read[0]]) for read in reads]
+    verdicts[1] = measured_verdict("OPEM")
+    assert ranking(verdicts) == [2, 3, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return RapidReader()
+
+
+@pytest.mark.parametrize("text", ["70 % OFF", "轻记账", "I can't even", "GREEN LIFE", "夜市", "SUMMER BEATS"])
+def test_texts_of_a_users_report_pass_where_they_are_right_alone(reader, text):
+    ((run, face),) = Fonts().runs(text)
+    image = Image.new("RGB", (480, 120), (250, 240, 220))
+    ImageDraw.Draw(image).text((30, 30), run, (20, 30, 90), face.at(48))
+    assert verify(np.asarray(image), [text], reader).passed
+    wrong = text[:-1] + ("了" if text[-1] > "z" else "X")
+    verdict = verify(np.asarray(image), [wrong], reader)
+    assert not verdict.passed
+    assert verdict.matches[0].errors == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
+from ....ovis_core.evaluation.legibility import Legibility
 from ....ovis_core.evaluation.ocr import RapidReader
 from ....ovis_core.evaluation.text_metrics import Rules
 from ....ovis_core.evaluation.verify import (
@@ -26,13 +27,19 @@ from ....ovis_core.evaluation.verify import (
 from ..sampling.checks import check_finite
 
 MAX_SEED = 2**64 - 1
-JUDGING = ("texts", "threshold", "case_sensitive", "width_sensitive", "count_extra")
+JUDGING = ("texts", "threshold", "case_sensitive", "width_sensitive", "count_extra", "min_legibility")
 
 
 @lru_cache(maxsize=1)
 def _reader() -> RapidReader:
     """Loads one reader for the process, in a second; it takes some 200 MB of RAM and no GPU memory."""
     return RapidReader()
+
+
+@lru_cache(maxsize=1)
+def _legibility() -> Legibility:
+    """Finds the system's plain fonts once for the process; their glyphs take a few MB of RAM."""
+    return Legibility()
 
 
 def to_arrays(images: Tensor) -> list[np.ndarray]:
@@ -59,6 +66,7 @@ def verify_all(
     case_sensitive: bool,
     width_sensitive: bool,
     count_extra: bool,
+    min_legibility: float = 0.0,
 ) -> list[Verdict]:
     """Judges each picture; can be interrupted between two."""
     wanted, rules, reader = expected_texts(texts), Rules(case_sensitive, width_sensitive), _reader()
@@ -66,7 +74,9 @@ def verify_all(
     verdicts = []
     for array in arrays:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        verdicts.append(verify(array, wanted, reader, rules, threshold, count_extra))
+        verdicts.append(
+            verify(array, wanted, reader, rules, threshold, count_extra, _legibility(), min_legibility)
+        )
         progress.update(1)
     return verdicts
 
@@ -151,11 +161,17 @@ class Try:
     seed: int
     score: float
     passed: bool
+    legibility: float
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """Compares tries: the higher, the better."""
+        return self.passed, self.score, self.legibility
 
 
 @dataclass(frozen=True)
 class Best:
-    """The try with the highest score so far."""
+    """The best try so far."""
 
     number: int  # of the try, from 0
     picture: int  # of its batch, from 0
@@ -189,11 +205,11 @@ class Tries:
 
     def judged(self, inputs: dict, image: Tensor) -> "Tries":
         """Adds the current try, by its decoded image."""
-        verdicts = verify_all(to_arrays(image), **{name: inputs[name] for name in JUDGING})
+        verdicts = verify_all(to_arrays(image), **{name: inputs[name] for name in JUDGING if name in inputs})
         i = ranking(verdicts)[0]
-        tried = Try(self.seed(inputs), verdicts[i].score, verdicts[i].passed)
+        tried = Try(self.seed(inputs), verdicts[i].score, verdicts[i].passed, verdicts[i].legibility)
         best = self.best
-        if best is None or tried.score > self.tries[best.number].score:
+        if best is None or tried.rank > self.tries[best.number].rank:
             verdict = verdicts[i].as_dict()
             best = Best(len(self.tries), i, verdict, verdicts[i].report(), self.image)
         return replace(self, tries=(*self.tries, tried), best=best)
@@ -202,13 +218,17 @@ class Tries:
         """Describes the last try in a line."""
         last = self.tries[-1]
         verdict = "passed" if last.passed else "failed"
-        return f"try {len(self.tries)} of {max_tries}, seed {last.seed}: {verdict}, score {last.score:.3f}"
+        figures = f"score {last.score:.3f}, legibility {last.legibility:.2f}"
+        return f"try {len(self.tries)} of {max_tries}, seed {last.seed}: {verdict}, {figures}"
 
     def found(self, image: Tensor) -> Found:
         """Collects the node's outputs, with the batch of the best try."""
         best, tries = self.best, self.tries
         winner = tries[best.number]
-        lines = [f"try {i}, seed {t.seed}: score {t.score:.3f}" for i, t in enumerate(tries, 1)]
+        lines = [
+            f"try {i}, seed {t.seed}: score {t.score:.3f}, legibility {t.legibility:.2f}"
+            for i, t in enumerate(tries, 1)
+        ]
         report = "\n".join([f"seed {winner.seed} of {len(tries)} tries", best.report, *lines])
         details = {
             "seed": winner.seed,
