@@ -93,7 +93,8 @@ class OvisTextVerify(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="annotated",
-                    tooltip="The picture with numbered frames: green right, red wrong, orange extra.",
+                    tooltip="The picture with numbered frames: green right, red wrong or hard to read, "
+                    "orange extra.",
                 ),
                 io.Float.Output(
                     display_name="score",

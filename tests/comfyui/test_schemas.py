@@ -57,12 +57,12 @@ CONTRACT = {
     "OvisLabelledGrid": [
         *("images", "labels", "columns", "cell_size", "font_size", "column_labels", "row_labels"),
     ],
-    "OvisTextVerify": ["image", *JUDGING],
-    "OvisTextBestOf": ["images", *JUDGING],
+    "OvisTextVerify": ["image", *JUDGING, "min_legibility"],
+    "OvisTextBestOf": ["images", *JUDGING, "min_legibility"],
     "OvisTextRetry": [
         *("model", "positive", "negative", "latent_image", "vae"),
         *JUDGING,
-        *("max_tries", "seed", "steps", "cfg", "sampler_name", "denoise", "noise"),
+        *("max_tries", "seed", "steps", "cfg", "sampler_name", "denoise", "noise", "min_legibility"),
     ],
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,12 +25,19 @@ def drawn(*lines: str, size=(480, 240)) -> Image.Image:
     return image
 
 
+def cut(image: Image.Image) -> Image.Image:
+    """Takes a slice out of the first line, which the reader still completes."""
+    ImageDraw.Draw(image).rectangle((0, 62, image.width, 66), fill=(250, 240, 220))
+    return image
+
+
 @pytest.fixture(scope="module")
 def pictures(server):
     """Pictures in the server's input folder."""
     known = {
         "right": drawn("OPEN LATE", "Coffee"),
         "wrong": drawn("OPEN LATE", "Coftee"),
+        "broken": cut(drawn("OPEN LATE", "Coffee")),
         "other": drawn("CLOSED", size=(320, 320)),
         "empty": Image.new("RGB", (64, 64), "white"),
         "thin": Image.new("RGB", (3000, 2), "white"),
@@ -83,6 +91,9 @@ def verify(server, name: str, texts: str, **how) -> dict:
         ("right", "ＯＰＥＮ LATE\nCoffee", {"width_sensitive": True}, 1 - 4 / 14, False),
         ("wrong", "OPEN LATE\nCoffee", {}, 1 - 1 / 14, False),
         ("wrong", "OPEN LATE\nCoffee", {"threshold": 0.9}, 1 - 1 / 14, True),
+        ("right", "OPEN LATE\nCoffee", {"min_legibility": 0.5}, 1, True),
+        ("broken", "OPEN LATE\nCoffee", {}, 1, True),
+        ("broken", "OPEN LATE\nCoffee", {"min_legibility": 0.5}, 1, False),
         ("empty", "OPEN", {}, 0, False),
         ("empty", "", {}, 1, True),
         ("right", "", {}, 0, False),
@@ -119,7 +130,7 @@ def test_verify_tells_what_is_wrong_and_where(server, pictures):
 
 
 def test_best_of_ranks_pictures_of_any_size(server, pictures):
-    names = ("other", "wrong", "right")
+    names = ("other", "broken", "right")
     graph = {name: load(name) for name in names}
     graph |= {
         "list": {
@@ -143,8 +154,10 @@ def test_best_of_ranks_pictures_of_any_size(server, pictures):
     assert len(outputs["ranked"]["images"]) == 3
     scores = [float(text) for text in outputs["scores"]["text"]]
     assert scores == sorted(scores, reverse=True)
-    assert scores[:2] == pytest.approx([1, 1 - 1 / 14])
-    assert [entry["picture"] for entry in json.loads(outputs["json"]["text"][0])] == [3, 2, 1]
+    assert scores[:2] == [1, 1], "the more legible one is first"
+    entries = json.loads(outputs["json"]["text"][0])
+    assert [entry["picture"] for entry in entries] == [3, 2, 1]
+    assert entries[0]["legibility"] > 0.5 > entries[1]["legibility"] > 0
     assert server.image(outputs, "sheet").width > 3 * 300
     assert outputs["best"]["text"][0].startswith("picture 3 is the best of 3, score 1.000")
 
@@ -201,6 +214,7 @@ def test_retry_draws_until_the_text_is_right(server, threshold, tries, passed):
     assert [attempt["seed"] for attempt in found["tries"]] == [7, 8, 9][: int(tries)]
     assert outputs["seed"]["text"] == [str(found["seed"])]
     assert max(found["tries"], key=lambda attempt: attempt["score"])["score"] == found["verdict"]["score"]
+    assert found["verdict"]["min_legibility"] == 0.0
 
     alone = server.graph(seed=found["seed"])
     assert server.image(outputs, "image").tobytes() == server.image(server.run(alone)).tobytes()
@@ -222,12 +236,19 @@ def test_retry_can_be_interrupted(server):
 def steps(pack, monkeypatch):
     """Runs Retry's steps with scores given beforehand in place of reading -> outputs, told lines, seeds."""
     adapter = pack("nodes.adapters.words.verify")
+    weakest = pack("ovis_core.evaluation.legibility").Weakest
+    match = pack("ovis_core.evaluation.text_metrics").Match("x", "x", (0,), 0, 1, 1.0)
     from comfy_execution.caching import to_hashable
 
-    def run(scores, max_tries, seed=0):
+    def run(scores, max_tries, seed=0, legibilities=None):
         verdicts = [
             [adapter.Verdict(score, score >= 1, 1.0, [], [], [], {}) for score in batch] for batch in scores
         ]
+        if legibilities:
+            verdicts = [
+                [replace(verdict, passed=False, matches=[match], weakest=(weakest("x", legibility),))]
+                for (verdict,), legibility in zip(verdicts, legibilities, strict=True)
+            ]
         monkeypatch.setattr(adapter, "verify_all", lambda arrays, texts, **how: verdicts.pop(0))
         inputs = {"texts": "x", **JUDGING, "max_tries": max_tries, "seed": seed}
         inputs |= {"model": ["1", 0], "vae": ["1", 2]}
@@ -275,9 +296,16 @@ def test_retry_stops_early_and_keeps_the_best(steps, scores, max_tries, tries, w
         "seed": 40,
         "score": max(scores[0]),
         "passed": tries == 1 and found.passed,
+        "legibility": 1.0,
     }
     assert [node for _, node in told] == ["9"] * tries
     assert told[0][0].startswith(f"try 1 of {max_tries}, seed 40: ")
+
+
+def test_of_equal_scores_retry_keeps_the_more_legible(steps):
+    found, told, _ = steps([[1.0], [1.0], [0.9]], 3, legibilities=[0.2, 0.4, 0.9])
+    assert (found.seed, found.passed) == (1, False)
+    assert told[0][0] == "try 1 of 3, seed 0: failed, score 1.000, legibility 0.20"
 
 
 def test_retry_counts_seeds_round(steps):
