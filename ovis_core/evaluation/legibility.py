@@ -34,6 +34,10 @@ STROKE = 0.3  # coverage from which a pixel belongs to a stroke
 FLATTEN = (
     0.7  # the power of the histogram: small edges, where a stroke breaks, count for more than their share
 )
+RING = LINE // 6  # pixels along a line's edges: mostly ground, and what lies beside the writing
+FILLED = 0.8  # of a row or column of the ring with ink: an edge of the ground, no writing
+SMALL = 0.3  # em of a character's longer side: what is smaller, as a full stop, has no strokes to compare
+FEW = 2  # characters: a box round so few is often slanted where they are not
 TALL = 1.5  # of height to width: from there a region of several characters is set vertically
 CAPITAL = 0.75  # of a line's height
 SHARPNESS = (8, 12, 16, 24, 32, 48)  # pixels of a capital's height, to which the glyphs are drawn alike
@@ -70,14 +74,16 @@ class Legibility:
         self.faces = plain_faces() if faces is None else list(faces)
         self.fonts = Fonts([])
         self.loaded = {face: face.at(2 * SIDE) for face in self.faces}
+        self.boxes: dict[tuple[Face, str], tuple[int, ...]] = {}
         self.glyphs: dict[tuple[Face, str, int], np.ndarray | None] = {}
 
     def __call__(self, image: np.ndarray, region: Region) -> list[Weakest]:
-        """Measures the characters of a region, without spaces and those that no face has."""
+        """Measures the characters of a region, without spaces, small signs and those that no face has."""
         text = [character for character in region.text if self._faces(character)]
+        region = _upright(region) if len(text) <= FEW else region
         ink = _ink(_line(image, region))
         if not text or not (ink > STROKE).any():
-            return [Weakest(character, 0.0) for character in text]
+            return [Weakest(character, 0.0) for character in text if self._is_large(character)]
         is_vertical = len(text) > 1 and ink.shape[0] > TALL * ink.shape[1]
         ink = ink.T if is_vertical else _one_line(ink)
         sharpness = _sharpness(region)
@@ -87,12 +93,33 @@ class Legibility:
             seen = [_edges(part.T if is_vertical else part) for part in parts]
             ways.append([self._alike(*pair, sharpness) for pair in zip(text, seen, strict=True)])
         best = zip(text, max(ways, key=sum), strict=True)
-        return [Weakest(character, 0.5 ** ((1 - alike) / HALF)) for character, alike in best]
+        return [
+            Weakest(character, 0.5 ** ((1 - alike) / HALF))
+            for character, alike in best
+            if self._is_large(character)
+        ]
 
     def _faces(self, character: str) -> list[Face]:
         if character.isspace():
             return []
         return [face for face in self.faces if self.fonts.has(face, character)]
+
+    def _is_large(self, character: str) -> bool:
+        left, top, right, bottom = self._box(self._faces(character)[0], character)
+        return max(right - left, bottom - top) >= SMALL * 2 * SIDE
+
+    def _box(self, face: Face, character: str) -> tuple[int, ...]:
+        """Finds a glyph's ink: left, top, right, bottom in pixels from where it is drawn."""
+        key = face, character
+        if key not in self.boxes:
+            box = self._draw(face, character).getbbox() or (2 * SIDE,) * 4
+            self.boxes[key] = tuple(side - 2 * SIDE for side in box)
+        return self.boxes[key]
+
+    def _draw(self, face: Face, character: str) -> Image.Image:
+        picture = Image.new("L", (6 * SIDE, 6 * SIDE))  # room for accents and for what hangs over
+        ImageDraw.Draw(picture).text((2 * SIDE, 2 * SIDE), character, 255, self.loaded[face])
+        return picture
 
     def _alike(self, character: str, seen: np.ndarray | None, sharpness: int) -> float:
         """Compares with the face that fits best, 0 to 1."""
@@ -104,12 +131,10 @@ class Legibility:
     def _glyph(self, face: Face, character: str, sharpness: int) -> np.ndarray | None:
         key = face, character, sharpness
         if key not in self.glyphs:
-            side = 6 * SIDE  # room for accents and for what hangs over
-            picture = Image.new("L", (side, side))
-            ImageDraw.Draw(picture).text((2 * SIDE, 2 * SIDE), character, 255, self.loaded[face])
-            small = round(side * sharpness / (2 * SIDE))
-            picture = picture.resize((small, small), Image.Resampling.BOX)
-            picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+            picture = self._draw(face, character)
+            small = round(picture.width * sharpness / (2 * SIDE))
+            coarse = picture.resize((small, small), Image.Resampling.BOX)
+            picture = coarse.resize(picture.size, Image.Resampling.BICUBIC)
             self.glyphs[key] = _edges(_contrast(np.asarray(picture) / 255))
         return self.glyphs[key]
 
@@ -118,16 +143,20 @@ class Legibility:
         columns = ink.sum(0)
         inked = np.flatnonzero((ink > STROKE).any(0))
         start, end = int(inked[0]), int(inked[-1]) + 1
-        advances = np.array([max(self.loaded[face].getlength(character), 1) for character in text])
-        advances *= (end - start) / advances.sum()
-        expected = start + np.cumsum(advances)
+        font = self.loaded[face]
+        pens = np.cumsum([0.0, *(font.getlength(character) for character in text[:-1])])
+        boxes = np.array([self._box(face, character) for character in text], float)
+        lefts, rights = pens + boxes[:, 0], pens + boxes[:, 2]
+        scale = (end - start) / max(rights[-1] - lefts[0], 1)
+        widths = np.maximum((rights - lefts) * scale, 1)
+        expected = start + ((rights[:-1] + lefts[1:]) / 2 - lefts[0]) * scale
         border = start
         yield border
         for i in range(len(text) - 1):
-            first = max(int(expected[i] - advances[i] / 2), border + 1)
-            last = max(int(expected[i] + advances[i + 1] / 2), first)
+            first = max(int(expected[i] - widths[i] / 2), border + 1)
+            last = max(int(expected[i] + widths[i + 1] / 2), first)
             near = np.arange(first, last + 1).clip(0, len(columns) - 1)
-            cost = columns[near] + np.abs(near - expected[i]) / min(advances[i], advances[i + 1])
+            cost = columns[near] + np.abs(near - expected[i]) / min(widths[i], widths[i + 1])
             border = int(near[cost.argmin()])
             yield border
         yield end
@@ -148,6 +177,13 @@ def _line(image: np.ndarray, region: Region) -> np.ndarray:
     return np.asarray(line.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
 
 
+def _upright(region: Region) -> Region:
+    """Gives the region the upright box round its corners."""
+    left, right = (edge(x for x, _ in region.corners) for edge in (min, max))
+    top, bottom = (edge(y for _, y in region.corners) for edge in (min, max))
+    return Region(region.text, ((left, top), (right, top), (right, bottom), (left, bottom)), region.score)
+
+
 def _sides(region: Region) -> tuple[float, float]:
     """Gives the longer of the two widths and heights in pixels, at least 1."""
     a, b, c, d = region.corners
@@ -161,11 +197,18 @@ def _sharpness(region: Region) -> int:
 
 
 def _ink(line: np.ndarray) -> np.ndarray:
-    """Computes the coverage, 0 to 1, from the distance to the colour along the upper and lower edge."""
+    """Computes the coverage, 0 to 1, from the distance to the colour that is most of the edges'."""
     pixels = line.astype(float)
-    ground = np.median(np.concatenate((pixels[0], pixels[-1])), axis=0)
-    distance = np.abs(pixels - ground).sum(-1)
-    return _contrast(distance / max(float(np.percentile(distance, 98)), 1.0))
+    inside = np.zeros(line.shape[:2], bool)
+    inside[RING:-RING, RING:-RING] = True
+    distance = np.abs(pixels - np.median(pixels[~inside], axis=0)).sum(-1)
+    strongest = float(np.percentile(distance[inside] if inside.any() else distance, 97))
+    ink = _contrast(distance / max(strongest, 1.0))
+    for side in (ink, ink[::-1], ink.T, ink.T[::-1]):  # a frame's line, or where the ground ends
+        filled = np.flatnonzero((side[:RING] > STROKE).mean(1) > FILLED)
+        if len(filled):
+            side[: filled[-1] + 2] = 0  # with its blurred edge
+    return ink
 
 
 def _contrast(coverage: np.ndarray) -> np.ndarray:

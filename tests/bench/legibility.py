@@ -2,8 +2,8 @@
 
     python3 dev.py bench legibility [--part rendered | nano] [--fresh]
 
-rendered: 216 pictures of the typography renderer, damaged in known steps (`damage.py`), and 108 as they were
-drawn. Judged beforehand: every step is damage.
+rendered: 144 pictures of the typography renderer, damaged in known steps (`writing_damage.py`), and 72 as
+they were drawn. Judged beforehand: every step is damage.
 
 nano: 200 pictures of Ovis-Image Nano, 50 held-out captions at 2, 3, 5 and 20 steps. Judged beforehand by the
 renderer's own picture of the caption, which has the text at the same place: the correlation of both pictures'
@@ -25,8 +25,8 @@ from random import Random
 
 import numpy as np
 import torch
-from damage import STEPS, damage, swap
 from nano_text import ROOT, conditions, held_out_examples
+from writing_damage import STEPS, damage, swap
 
 from ovis_core.drawing.fonts import FILES
 from ovis_core.evaluation.legibility import Legibility, plain_faces
@@ -38,7 +38,7 @@ from ovis_core.typography.rendering import Example, Renderer
 from ovis_core.typography.settings import Typography
 
 RESULTS = Path(__file__).parent / "results"
-SEED = 1
+SEED = 2
 SIZES = ((384, 384), (256, 256))
 GROUNDS = {
     "plain": 0.7,
@@ -49,7 +49,7 @@ DAMAGES = [(kind, step) for kind in ("melted", "broken") for step in STEPS] + [
     ("swapped", n) for n in (1, 2, 3)
 ]
 BLOCK = [case for damaged in DAMAGES for case in (damaged, damaged, ("none", ""))]
-BLOCKS = 12
+BLOCKS = 8
 CAPTIONS, NANO_STEPS, CFG = 50, (2, 3, 5, 20), 4.0
 DAMAGED_BELOW, SOUND_FROM = 0.8, 0.85
 ADVANCES = {"en": 16, "zh": 32}  # pixels of a character in the Nano's pictures
@@ -88,13 +88,14 @@ class Judge:
         }
 
 
-def rendered(done: int) -> Iterator[dict]:
-    """Draws, damages and judges the pictures after the first `done` ones."""
+def rendered(done: set[int]) -> Iterator[dict]:
+    """Draws, damages and judges the pictures that are not done."""
     renderer, judge = Renderer(Typography(sizes=SIZES, backgrounds=GROUNDS)), Judge()
-    for number in range(done, len(BLOCK) * BLOCKS):
+    for number in sorted({*range(len(BLOCK) * BLOCKS)} - done):
         kind, step = BLOCK[number % len(BLOCK)]
         example, image = _damaged(renderer, number, kind, step)
         yield {
+            "number": number,
             "half": number // len(BLOCK) % 2,
             "group": f"{kind} {step}".strip(),
             "damaged": kind != "none",
@@ -114,12 +115,12 @@ def _damaged(renderer: Renderer, number: int, kind: str, step: str | int) -> tup
     return example, damage(example, kind, STEPS[str(step)], Random(f"damage/{SEED}/{number}"))
 
 
-def nano(done: int) -> Iterator[dict]:
-    """Makes and judges the pictures after the first `done` ones."""
+def nano(done: set[int]) -> Iterator[dict]:
+    """Makes and judges the pictures that are not done."""
     judge = Judge()
     pipeline = load_pipeline(ROOT / "models" / "Ovis-Image-Nano", dtype=torch.float32)
     examples = held_out_examples(CAPTIONS, SEED)
-    for number in range(done, CAPTIONS * len(NANO_STEPS)):
+    for number in sorted({*range(CAPTIONS * len(NANO_STEPS))} - done):
         seed, turn = divmod(number, len(NANO_STEPS))
         example = examples[seed]
         width, height = example.image.size
@@ -130,6 +131,7 @@ def nano(done: int) -> Iterator[dict]:
         alike = likeness(pixels, example)
         damaged = True if alike < DAMAGED_BELOW else False if alike >= SOUND_FROM else None
         yield {
+            "number": number,
             "half": seed % 2,
             "group": f"{NANO_STEPS[turn]} steps",
             "damaged": damaged,
@@ -235,15 +237,16 @@ def main() -> None:
     results = {}
     for part, rows_of in (("rendered", rendered), ("nano", nano)):
         path = RESULTS / f"legibility_{part}.jsonl"
+        if args.fresh and args.part in (None, part):
+            path.unlink(missing_ok=True)
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
         if args.part in (None, part):
-            if args.fresh:
-                path.unlink(missing_ok=True)
-            done = len(path.read_text("utf-8").splitlines()) if path.exists() else 0
-            for row in rows_of(done):
+            for row in rows_of({row["number"] for row in rows}):
+                rows.append(row)
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if path.exists():
-            results[part] = summary([json.loads(line) for line in path.read_text("utf-8").splitlines()])
+        if rows:
+            results[part] = summary(rows)
     result = {**results, "command": "python3 dev.py bench legibility", **conditions()}
     (RESULTS / "legibility.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (RESULTS / "legibility.md").write_text(page(results), "utf-8")
