@@ -12,6 +12,7 @@ from PIL import Image
 # What is a widget in the editor; the other inputs are sockets only.
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR")
 UPLOAD = "IMAGEUPLOAD"  # the button that the editor puts below the name of a picture
+LATER = {"min_legibility"}  # inputs that are younger than some workflows
 COMBO = "CustomCombo"  # whose options are widgets that the editor makes
 TITLE_HEIGHT = 30  # of a node in the editor, above its position
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
@@ -57,7 +58,9 @@ def widget_values(node: dict, schema: dict) -> dict:
     values, named = iter(node["widgets_values"]), {}
     for name, (kind, options) in fields(schema).items():
         if kind in WIDGET_TYPES:
-            named[name] = next(values)
+            if name in LATER and (value := next(values, None)) is None:
+                continue  # saved before there was such an input: the editor takes the default
+            named[name] = value if name in LATER else next(values)
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "randomize")
             if options.get("image_upload"):
