@@ -9,6 +9,7 @@ from .loaders import OvisImageLoader
 from .lora import OvisImageLoraConvert, OvisImageLoraLoader
 from .quantization import OvisImageQuantCheck
 from .sampling import OvisImageGuider, OvisImageSampler, OvisImageScheduler
+from .typesetting import OvisTypeset
 from .vae import OvisImageVAEDecode, OvisImageVAEEncode
 from .verify import OvisTextBestOf, OvisTextRetry, OvisTextVerify
 
@@ -36,4 +37,5 @@ NODES = [
     OvisTextVerify,
     OvisTextBestOf,
     OvisTextRetry,
+    OvisTypeset,
 ]

@@ -3,8 +3,9 @@
 No font is part of this repository. Where the system has none, Pillow's own still writes Latin letters.
 """
 
+import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,25 @@ LOUD = (
     *("bold", "italic", "oblique", "black", "thin", "light"),
     *("mono", "condensed", "narrow", "serif", "medium"),
 )
+# Kinds of faces that a designer asks for -> how their files are named, on any system, the best first.
+KINDS = {
+    "sans": (
+        *("arial.", "segoeui.", "helvetica.", "notosans-regular", "liberationsans-regular", "dejavusans."),
+        *("notosanscjk-regular", "notosanssc-regular", "sourcehansans", "msyh.", "pingfang", "wqy-microhei"),
+    ),
+    "bold": (
+        *("arialbd.", "arial-bold.", "arialbold.", "segoeuib.", "notosans-bold.", "liberationsans-bold."),
+        *("dejavusans-bold.", "notosanscjk-bold", "notosanssc-bold", "msyhbd.", "stheitimedium", "simhei."),
+    ),
+    "serif": (
+        *("times.", "timesnewroman.", "georgia.", "notoserif-regular", "liberationserif-regular"),
+        *("dejavuserif.", "notoserifcjk-regular", "notoserifsc", "simsun", "songti", "notoserifcjk-bold"),
+    ),
+    "mono": (
+        *("consola.", "menlo.", "couriernew.", "notosansmono-regular", "liberationmono-regular"),
+        *("dejavusansmono.", "notosanscjk-regular", "msyh.", "pingfang"),
+    ),
+}
 MAX_FACES = 20  # of one collection
 MISSING = "\U0010ffff"  # a code without a character: every font draws its sign for what it lacks
 PROBE = 24  # pixels
@@ -121,16 +141,46 @@ class Fonts:
             )
         return faces
 
-    def runs(self, text: str) -> list[tuple[str, Face]]:
+    def names(self) -> list[str]:
+        """Lists the names of the font files, in alphabetical order."""
+        return sorted(
+            {path.name for folder in self.folders for path in _font_files(folder)}, key=str.casefold
+        )
+
+    def named(self, name: str) -> tuple[Face, ...]:
+        """Finds the faces of a kind, the best first, or those of a file, by its name.
+
+        A kind may have none: others take its place. Raises ValueError for a file that is missing or no font.
+        """
+        files = [path for folder in self.folders for path in sorted(_font_files(folder))]
+        if name in KINDS:
+            first: dict[str, Path] = {}
+            for path in reversed(files):
+                first[_plain_name(path)] = path
+            found = [first[n] for start in KINDS[name] for n in sorted(first) if n.startswith(start)]
+        else:
+            found = [path for path in files if path.name == name][:1]
+        faces = tuple(face for path in found for face in self._faces_of(path)[:1])
+        if not faces and name not in KINDS:
+            raise ValueError(
+                f"there is no font {name!r} that can be opened; choose one of {', '.join(KINDS)}, or put the "
+                "file into ComfyUI's models/fonts folder and press R to refresh"
+            )
+        return faces
+
+    def runs(self, text: str, first: Sequence[Face] = ()) -> list[tuple[str, Face]]:
         """Cuts the text into pieces of one font each: a single piece where one font has it all.
 
-        Raises ValueError naming the characters that no font has.
+        first: faces to take before all others, as far as they have the characters. Raises ValueError naming
+        the characters that no font has.
         """
         needed = sorted({character for character in text if is_drawn(character)})
-        for face in self._all():
+        for face in first or self._all():
             if all(self.has(face, character) for character in needed):
                 return [(text, face)]
-        chosen = {character: face for character in needed if (face := self._first(character))}
+        chosen = {
+            character: face for character in needed if (face := self._first(character, first)) is not None
+        }
         missing = [character for character in needed if character not in chosen]
         if missing:
             names = ", ".join(f"{c} ({unicodedata.name(c, f'U+{ord(c):04X}')})" for c in missing[:5])
@@ -165,8 +215,9 @@ class Fonts:
         mask: Any = self.probes[face].getmask(character)  # a sequence, which Pillow's types do not say
         return (mask.size, bytes(mask)) if 0 not in mask.size else None
 
-    def _first(self, character: str) -> Face | None:
-        return next((face for face in self._all() if self.has(face, character)), None)
+    def _first(self, character: str, first: Sequence[Face] = ()) -> Face | None:
+        faces = itertools.chain(first, self._all())
+        return next((face for face in faces if self.has(face, character)), None)
 
     def _all(self) -> Iterator[Face]:
         yield from list(self.opened)
@@ -207,8 +258,12 @@ def _font_files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
 
 
+def _plain_name(path: Path) -> str:
+    return path.name.lower().replace(" ", "").replace("_", "-")
+
+
 def _rank(path: Path) -> tuple[int, int, str]:
     """Sorts plain faces first, the preferred ones among them first."""
-    name = path.name.lower().replace(" ", "").replace("_", "-")
+    name = _plain_name(path)
     preferred = next((i for i, start in enumerate(PREFERRED) if name.startswith(start)), len(PREFERRED))
     return sum(word in name for word in LOUD), preferred, str(path)

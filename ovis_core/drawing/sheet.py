@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .contrast import RGB
 from .fonts import Face, Fonts
 
 MAX_PIXELS = 100 * 2**20
 MAX_LINES = 4  # of one label
 WHITE = (255, 255, 255)
-
-RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

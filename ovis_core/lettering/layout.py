@@ -61,7 +61,7 @@ def read_boxes(elements: object) -> list[Box]:
             f"elements must be a list of boxes, got {type(elements).__name__}; connect the elements output "
             "of Create Bounding Boxes"
         )
-    boxes = [_read_box(element, f"box {i}") for i, element in enumerate(elements, 1)]
+    boxes = [read_box(element, f"box {i}") for i, element in enumerate(elements, 1)]
     return [box for box in boxes if box.text.strip() or box.description.strip()]
 
 
@@ -147,7 +147,8 @@ def _colour(colour: tuple[int, int, int], language: str) -> str:
     return COLOURS[nearest][language]
 
 
-def _read_box(element: dict, what: str) -> Box:
+def read_box(element: dict, what: str) -> Box:
+    """Reads one element. Raises ValueError for one that is no box."""
     bbox = element.get("bbox")
     sides = bbox if isinstance(bbox, list) else []
     if len(sides) != 4 or not all(isinstance(n, (int, float)) and 0 <= n <= SCALE for n in sides):

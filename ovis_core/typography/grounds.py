@@ -6,8 +6,9 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
+from ..drawing.contrast import contrast
 from .layout import Rect
-from .palette import PALETTE, Colour, contrast
+from .palette import PALETTE, Colour
 from .settings import Typography, pick, positive
 
 # Of the shorter side.

@@ -59,6 +59,11 @@ CONTRACT = {
     ],
     "OvisTextVerify": ["image", *JUDGING, "min_legibility"],
     "OvisTextBestOf": ["images", *JUDGING, "min_legibility"],
+    "OvisTypeset": [
+        *("image", "texts", "font", "size", "align", "vertical_align", "ink", "colour", "line_spacing"),
+        *("tracking", "direction", "outline", "outline_colour", "shadow", "shadow_blur", "shadow_colour"),
+        *("rotation", "corners", "margin", "behind", "boxes", "verified"),
+    ],
     "OvisTextRetry": [
         *("model", "positive", "negative", "latent_image", "vae"),
         *JUDGING,
@@ -72,7 +77,7 @@ def schemas(server) -> dict:
     info = server.get("/object_info")
     schemas = {name: info[name] for name in CONTRACT}
     for schema in schemas.values():  # less the test's own files
-        for name in ("model_name", "text_encoder_name", "vae_name", "lora_name", "file"):
+        for name in ("model_name", "text_encoder_name", "vae_name", "lora_name", "file", "font"):
             schema["input"]["required"].get(name, [None, {}])[1].pop("options", None)
     for schema in schemas.values():
         schema.pop("python_module")

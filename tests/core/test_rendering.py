@@ -13,10 +13,11 @@ import pytest
 import tiny_model
 from PIL import Image, ImageDraw
 
+from ovis_core.drawing.contrast import contrast
 from ovis_core.drawing.fonts import STYLES, Fonts
 from ovis_core.typography.captions import caption_characters
 from ovis_core.typography.layout import line_breaks
-from ovis_core.typography.palette import COLOURS, PALETTE, contrast, nearest_colour
+from ovis_core.typography.palette import COLOURS, PALETTE, nearest_colour
 from ovis_core.typography.rendering import Renderer
 from ovis_core.typography.settings import Typography
 

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
+from ovis_core.drawing.contrast import contrast
 from ovis_core.drawing.fonts import STYLES
 from ovis_core.typography.lexicon import CHARACTERS
-from ovis_core.typography.palette import COLOURS, contrast
+from ovis_core.typography.palette import COLOURS
 from ovis_core.typography.rendering import CHINESE_ZOOM, Renderer
 from ovis_core.typography.settings import Typography
 from ovis_core.typography.wording import words_of
