@@ -11,6 +11,7 @@ FOLDER = tiny_model.ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 APPS = [name for name in NAMES if name.endswith(".app")]
 LORA = "ovis_image_lora.safetensors"
+API_ONLY = ("typeset_what_is_wrong", "rewrite_prompt")  # without a file for the editor
 NANO = "nano_text_to_image"  # runs with the model that comes with the pack
 SHRINK = 8
 SIDES = {  # widgets that are pixels

@@ -144,7 +144,7 @@ def _fitted(spot: Spot, setter: Typesetter) -> tuple[Spot, Laid]:
         return spot, setter.lay(spot.text, max(1, round(place.width)), height)
     left, right = spot.reach
     laid = setter.lay(spot.text, max(1, round(left + right)), height)
-    width = max(place.width, float(laid.width))
+    width = min(max(place.width, float(laid.width)), left + right)
     shift = min(max(0.0, width / 2 - left), right - width / 2)
     angle = np.deg2rad(place.angle)
     moved = replace(

@@ -1,7 +1,9 @@
 """Reads a verification's JSON: which texts are wrong in a picture, and where they stand."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 EXPECTED = "connect the json output of Ovis Text Verify"
@@ -69,8 +71,9 @@ def _findings(verdict: dict) -> Findings:
         wrong_boxes |= set().union(*(where[i] for i in more))
 
     groups = _sharing_boxes(sorted(wrong), where)
+    found = [_group(numbers, texts, where, verdict["regions"], boxes) for numbers in groups]
     return Findings(
-        wrong=tuple(_group(numbers, texts, where, verdict["regions"], boxes) for numbers in groups),
+        wrong=tuple(_in_place_of_extra(found, [boxes[i] for i in sorted(extra)])),
         extra=tuple(boxes[i] for i in sorted(extra)),
         right=tuple(box for i, box in enumerate(boxes) if i not in wrong_boxes),
         num_texts=len(texts),
@@ -78,12 +81,16 @@ def _findings(verdict: dict) -> Findings:
 
 
 def _counts_extra(verdict: dict) -> bool:
-    """Tells whether text that nobody asked for lowered the score: more is wrong than the texts are."""
+    """Tells whether text that nobody asked for lowered the score: more is wrong than the texts are.
+
+    Where all is wrong there is no telling, and it is taken to be what became of them.
+    """
     lengths = [len("".join(text["expected"].split())) for text in verdict["texts"]]
     errors = [
         length * text["character_error_rate"] for length, text in zip(lengths, verdict["texts"], strict=True)
     ]
-    return verdict["character_error_rate"] > sum(errors) / max(sum(lengths), 1) + 1e-6
+    rate = verdict["character_error_rate"]
+    return rate >= 1 or rate > sum(errors) / max(sum(lengths), 1) + 1e-6
 
 
 def _sharing_boxes(numbers: list[int], where: list[set[int]]) -> list[list[int]]:
@@ -105,3 +112,12 @@ def _group(
     ordered = sorted(numbers, key=lambda i: (line.find(texts[i]["read"]) if texts[i]["read"] else -1, i))
     text = " ".join(texts[i]["expected"] for i in ordered)
     return Wrong(text, tuple(boxes[i] for i in used), tuple(ordered))
+
+
+def _in_place_of_extra(found: list[Wrong], extra: list[Corners]) -> list[Wrong]:
+    """Gives texts that were not found the largest boxes of what nobody asked for, in the order of reading."""
+    lost = [wrong for wrong in found if not wrong.boxes]
+    largest = sorted(extra, key=lambda box: -math.dist(box[0], box[1]) * math.dist(box[0], box[3]))
+    largest = largest[: len(lost)]
+    boxes = iter([box for box in extra if box in largest])
+    return [replace(wrong, boxes=tuple(islice(boxes, 1))) if wrong in lost else wrong for wrong in found]

@@ -147,7 +147,8 @@ def _in_place(wrong: Wrong, obstacles: Sequence[Corners], size: tuple[int, int])
     middle = (left + right) / 2 * across + (top + bottom) / 2 * down
     place = Place(float(middle[0]), float(middle[1]), right - left, height, angle)
 
-    reach = [_to_edge(middle, -across, size), _to_edge(middle, across, size)]
+    half = place.width / 2
+    reach = [math.inf, math.inf]
     for box in obstacles:
         near, above, far, below = _bounds([box], across, down)
         if above < bottom and below > top:
@@ -156,8 +157,9 @@ def _in_place(wrong: Wrong, obstacles: Sequence[Corners], size: tuple[int, int])
                 reach[0] = min(reach[0], centre - far - gap)
             else:
                 reach[1] = min(reach[1], near - centre - gap)
-    half = place.width / 2
-    return Spot(wrong.text, place, reach=(max(reach[0], half), max(reach[1], half)), ink=wrong.boxes)
+    left_free = min(max(reach[0], half), _to_edge(middle, -across, size))
+    right_free = min(max(reach[1], half), _to_edge(middle, across, size))
+    return Spot(wrong.text, place, reach=(left_free, right_free), ink=wrong.boxes)
 
 
 def _obstacles(wrong: Wrong, findings: Findings) -> list[Corners]:

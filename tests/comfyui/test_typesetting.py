@@ -1,7 +1,9 @@
 """Typesetting with ComfyUI's images, boxes and fonts."""
 
+import importlib.util
 import json
 
+import example_workflows as examples
 import pytest
 import torch
 
@@ -96,3 +98,27 @@ def test_a_colour_and_a_font_that_are_none_are_named(set_type, pack):
     with pytest.raises(ValueError, match="there is no text to set|0 texts for 1 boxes"):
         set_type(image, "")
     assert pack("nodes.adapters.words.typeset").font_choices()[:4] == ["sans", "bold", "serif", "mono"]
+
+
+@pytest.mark.parametrize("text", ["SUMMER BEATS", "$9.99"])
+def test_what_the_small_model_cannot_write_ends_exact(server, text):
+    """Draw, verify, typeset what is wrong, seat it, verify again: the shipped graph in few steps."""
+    if not all(importlib.util.find_spec(name) for name in ("rapidocr", "onnxruntime")):
+        pytest.skip("not tested, reading pictures needs: pip install rapidocr onnxruntime")
+    graph = examples.api_graph("typeset_what_is_wrong")
+    (typed,) = (node for node in graph.values() if node["class_type"] == "PrimitiveString")
+    typed["inputs"]["value"] = text
+    for node in graph.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 4 if node["inputs"]["denoise"] == 1 else 1
+    verified = [number for number, node in graph.items() if node["class_type"] == "OvisTextVerify"]
+    graph |= {
+        f"json {i}": {"class_type": "PreviewAny", "inputs": {"source": [number, 4]}}
+        for i, number in enumerate(verified)
+    }
+    outputs = server.run(graph)
+    drawn, *_, final = (json.loads(outputs[f"json {i}"]["text"][0])[0] for i in range(len(verified)))
+    assert not drawn["passed"]
+    assert final["passed"], final
+    assert [found["read"].replace(" ", "") for found in final["texts"]] == [text.replace(" ", "")]
+    assert not final["extra"]
