@@ -75,3 +75,9 @@ def test_a_file_that_is_not_utf_8_or_too_large(tmp_path):
 def test_an_unknown_style():
     with pytest.raises(ValueError, match="no lettering style 'x'; choose one of"):
         describe(load_styles(SHIPPED), "x", "en")
+
+
+def test_the_documentation_shows_every_style():
+    page = (SHIPPED.parents[2] / "docs" / "styles.md").read_text("utf-8")
+    for name, texts in load_styles(SHIPPED).items():
+        assert f"| {name} | {texts['en']} | {texts['zh']} |" in page
