@@ -3,7 +3,7 @@
 from .acceleration import OvisImageAttention, OvisImageCache, OvisImageCompile
 from .campaign import OvisCampaignRows, OvisLabelledGrid
 from .conditioning import OvisImageTextEncode
-from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisStyle
+from .copywriting import OvisCopy, OvisLayout, OvisPromptCheck, OvisQuotesKept, OvisStyle
 from .latents import OvisImageEmptyLatent
 from .loaders import OvisImageLoader
 from .lora import OvisImageLoraConvert, OvisImageLoraLoader
@@ -38,4 +38,5 @@ NODES = [
     OvisTextBestOf,
     OvisTextRetry,
     OvisTypeset,
+    OvisQuotesKept,
 ]

@@ -5,8 +5,10 @@ from server import PromptServer
 
 from .adapters.words.lettering import (
     LANGUAGES,
+    OTHERWISE,
     check_prompt,
     describe_style,
+    keep_texts,
     style_names,
     write_copy,
     write_layout,
@@ -230,3 +232,43 @@ class OvisLayout(io.ComfyNode):
     @classmethod
     def execute(cls, elements: list, scene: str, style: str, language: str) -> io.NodeOutput:
         return io.NodeOutput(*write_layout(elements, scene, style, language))
+
+
+class OvisQuotesKept(io.ComfyNode):
+    """A node that checks a rewritten prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OvisQuotesKept",
+            display_name="Ovis Quotes Kept (check a rewritten prompt)",
+            category=CATEGORY,
+            description=(
+                "Passes a rewritten prompt on only where every text in quotes is the original's, character "
+                "by character; none lost, none added. Put it behind Generate Text."
+            ),
+            search_aliases=["ovis", "rewrite", "enhance prompt", "prompt upsampling", "llm", "quotes"],
+            inputs=[
+                io.String.Input("original", **LITERAL, multiline=True, tooltip="The prompt as you wrote it."),
+                io.String.Input(
+                    "rewritten", **LITERAL, multiline=True, tooltip="What a text generation made of it."
+                ),
+                io.Combo.Input(
+                    "otherwise",
+                    options=list(OTHERWISE),
+                    default="error",
+                    tooltip="What to do where a quoted text was lost, altered or added.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="text", tooltip="The rewritten prompt, or the original."),
+                io.String.Output(display_name="report", tooltip="What became of the texts in quotes."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, original: str, rewritten: str, otherwise: str) -> io.NodeOutput:
+        text, report = keep_texts(original, rewritten, otherwise)
+        PromptServer.instance.send_progress_text(report, cls.hidden.unique_id)
+        return io.NodeOutput(text, report)

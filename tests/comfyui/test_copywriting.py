@@ -4,6 +4,7 @@ import json
 from io import BytesIO
 from types import SimpleNamespace
 
+import example_workflows as examples
 import pytest
 import websocket
 from PIL import Image
@@ -307,3 +308,38 @@ def test_layout_without_texts_is_one_sentence(server):
     assert error["exception_message"].strip() == (
         "no box has a text; set a box's type to text and type what it is to say"
     )
+
+
+def rewrite_graph(answer: dict) -> dict:
+    """The shipped graph up to the checked prompt, with `answer` for the text generation."""
+    graph = examples.api_graph("rewrite_prompt")
+    (generation,) = (number for number, node in graph.items() if node["class_type"] == "TextGenerate")
+    shown = [number for number, node in graph.items() if node["class_type"] == "PreviewAny"]
+    kept = {*shown, "2", "5", "6"}
+    return {number: node for number, node in graph.items() if number in kept} | {generation: answer}
+
+
+def test_a_rewritten_prompt_keeps_what_is_in_quotes_to_the_byte(server):
+    original = examples.api_graph("rewrite_prompt")["2"]["inputs"]["value"]
+    texts = quoted_texts(original)
+    assert texts == ["70 % OFF", "SUMMER BEATS"]
+    good = 'Sunlit paper, "SUMMER BEATS" in ink\nunder a broad “70 % OFF”.'
+    for answer, used in (("<think>\nhm\n</think>\n\n" + good, good), (good.replace(" %", "%"), original)):
+        node = {"class_type": "PrimitiveStringMultiline", "inputs": {"value": answer}}
+        outputs = server.run(rewrite_graph(node))
+        prompt, report = (outputs[number]["text"][0] for number in ("14", "15"))
+        assert prompt == used
+        assert sorted(quoted_texts(prompt)) == sorted(texts)
+        assert ("the original is used" in report) == (used == original)
+    graph = rewrite_graph(node)
+    graph["6"]["inputs"]["otherwise"] = "error"
+    assert "lost “70 % OFF” and added “70% OFF”" in server.fail(graph)["exception_message"]
+
+
+def test_generate_text_is_told_that_our_text_encoder_does_not(server):
+    graph = rewrite_graph(next(iter(server.graph().values())))
+    number = next(n for n, node in graph.items() if node["class_type"] == "OvisImageLoader")
+    generation = examples.api_graph("rewrite_prompt")[number]
+    generation["inputs"].update(clip=["loader", 1], prompt=["2", 0])
+    graph |= {"loader": graph[number], number: generation}
+    assert "connect the CLIP of a language model" in server.fail(graph)["exception_message"]

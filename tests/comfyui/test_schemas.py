@@ -59,6 +59,7 @@ CONTRACT = {
     ],
     "OvisTextVerify": ["image", *JUDGING, "min_legibility"],
     "OvisTextBestOf": ["images", *JUDGING, "min_legibility"],
+    "OvisQuotesKept": ["original", "rewritten", "otherwise"],
     "OvisTypeset": [
         *("image", "texts", "font", "size", "align", "vertical_align", "ink", "colour", "line_spacing"),
         *("tracking", "direction", "outline", "outline_colour", "shadow", "shadow_blur", "shadow_colour"),

@@ -113,6 +113,13 @@ class ComfyTextEncoder(TextEncoder):
         states = self(prompts, device=self.execution_device, dtype=self.compute_dtype)
         return states.to(comfy.model_management.intermediate_device(), torch.float32), None
 
+    def generate(self, *_, **__) -> None:
+        """Refuses ComfyUI's Generate Text, which needs a language model."""
+        raise ValueError(
+            "Ovis-Image's text encoder does not generate text; connect the CLIP of a language model, as CLIP "
+            "Loader's of qwen_3_4b.safetensors, to Generate Text"
+        )
+
     def load_sd(self, state: dict[str, Tensor]):
         """Loads a state dict as ComfyUI's CLIP does."""
         return self.load_state_dict(state, strict=False, assign=getattr(self, "can_assign_sd", False))

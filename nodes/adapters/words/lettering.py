@@ -8,6 +8,7 @@ import folder_paths
 from comfy.sd import CLIP
 
 from ....ovis_core.lettering.copy import Composed, compose
+from ....ovis_core.lettering.kept import keep_quotes
 from ....ovis_core.lettering.layout import place, read_boxes
 from ....ovis_core.lettering.lint import check
 from ....ovis_core.lettering.lint_report import as_json, report, summary
@@ -16,6 +17,7 @@ from ....ovis_core.lettering.styles import SHIPPED, all_styles, describe, load_s
 from ....ovis_core.prompt import TOKEN_IDS
 
 LANGUAGES = {"English": "en", "Chinese": "zh"}  # as saved workflows have them -> as the core has them
+OTHERWISE = ("error", "the original")
 OWN_STYLES = Path("ovis_image", "lettering_styles.json")  # below user/default
 
 
@@ -64,6 +66,11 @@ def check_prompt(
     num_tokens = checked.reading.num_tokens if checked.reading else 0
     found = Checked(checked.prompt, report(checked, language), as_json(checked, language), num_tokens)
     return summary(checked, language), found
+
+
+def keep_texts(original: str, rewritten: str, otherwise: str) -> tuple[str, str]:
+    """Checks a rewritten prompt -> the one to use, and a report. Raises ValueError if that is asked for."""
+    return keep_quotes(original, rewritten, or_original=otherwise == OTHERWISE[1])
 
 
 def style_names() -> list[str]:
