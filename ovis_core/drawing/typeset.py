@@ -79,6 +79,8 @@ def typeset(
 ) -> Layer:
     """Sets each text at its spot, over the ground that is put where `covered` boxes are.
 
+    With any covered, the places of texts that may reach beyond theirs are, too.
+
     picture: uint8 (height, width, 3). others: boxes of lettering that stays, which is not taken for ground.
     Raises ValueError for text that does not fit or that no font can write.
     """
@@ -87,15 +89,20 @@ def typeset(
     if not spots and not covered:
         return layer
     size = (width, height)
-    places = [spot.place.corners for spot in spots]
+    setters = {way: Typesetter(fonts, replace(look.kind, is_vertical=way)) for way in (False, True)}
+    fitted = []
+    for spot in spots:
+        setter = setters[_is_vertical(spot, look.kind)]
+        fitted.append((setter, *_fitted(spot, setter)))
+    places = [spot.place.corners for _, spot, _ in fitted]
+    if covered:  # and scraps around it, which a reader did not take for letters
+        widened = [spot.place.corners for _, spot, _ in fitted if spot.reach]
+        covered = [*covered, *widened]
     hidden = area([*map(grown, covered), *others, *(() if covered else places)], size)
     ground = ground_behind(picture, hidden)
     if covered:
-        layer = layer.over(ground / 255, _cover(covered, size))
-    setters = {way: Typesetter(fonts, replace(look.kind, is_vertical=way)) for way in (False, True)}
-    for spot in spots:
-        setter = setters[_is_vertical(spot, look.kind)]
-        spot, laid = _fitted(spot, setter)
+        layer = layer.over(ground / 255, _cover(covered, size) * ~area(others, size))
+    for setter, spot, laid in fitted:
         wanted = spot.colour or look.ink
         if wanted is None:
             where = area([spot.place.corners], size)

@@ -184,5 +184,12 @@ def test_text_widens_within_its_reach_alone():
     assert left >= 19
     assert right <= 401
     assert right - left > 200
+    old = ((70, 85), (130, 85), (130, 115), (70, 115))
+    layer = typeset(flat(), [spot], PLAIN, FONTS, covered=[old])
+    assert layer.alpha[100, left:right].min() == 1, "a scrap beside the old letters would show"
+    stays = ((70, 117), (130, 117), (130, 140), (70, 140))
+    layer = typeset(flat(), [], PLAIN, FONTS, covered=[old], others=[stays])
+    assert layer.alpha[117:140, 70:130].max() == 0
+    assert layer.alpha[115, 100] == 1
     wide, tall = np.ptp(np.array(grown(((0, 0), (100, 0), (100, 20), (0, 20)))), axis=0)
     assert (wide, tall) == (110, 30)
