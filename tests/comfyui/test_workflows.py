@@ -132,6 +132,7 @@ def check_schemas(schemas, name):
         inputs, schema = fields(schemas[node["type"]]), schemas[node["type"]]
         grown = {field for field, (kind, _) in inputs.items() if kind == "COMFY_AUTOGROW_V3"}
         written = {slot["name"]: slot["type"] for slot in node["inputs"] if slot["type"] != UPLOAD}
+        inputs = {field: kind for field, kind in inputs.items() if field in written or field not in LATER}
         assert {slot.split(".")[0] for slot in written} == inputs.keys()
         plain = {field: kind for field, (kind, _) in inputs.items() if field not in grown}
         assert {slot: kind for slot, kind in written.items() if slot.split(".")[0] not in grown} == plain
