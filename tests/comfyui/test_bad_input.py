@@ -121,6 +121,19 @@ def test_wrong_latents(server, files, node, latent, message):
     check(server, workflow, node, message)
 
 
+def test_a_mask_outside_the_picture(server):
+    """As the rectangle of the inpainting template after another scale."""
+    workflow = server.graph()
+    workflow["none"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 192}}
+    one = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 32, "height": 32}}
+    outside = {"destination": ["none", 0], "source": ["one", 0], "x": 680, "y": 576, "operation": "add"}
+    workflow |= {"one": one, "mask": {"class_type": "MaskComposite", "inputs": outside}}
+    masked = {"samples": ["4", 0], "mask": ["mask", 0]}
+    workflow["masked"] = {"class_type": "SetLatentNoiseMask", "inputs": masked}
+    workflow["5"]["inputs"]["latent_image"] = ["masked", 0]
+    check(server, workflow, "OvisImageSampler", "covers nothing of the picture (128 x 192 pixels)")
+
+
 def test_a_negative_is_never_guessed(server):
     workflow = server.graph(cfg=5.0)
     workflow["5"]["inputs"].pop("negative")

@@ -22,7 +22,8 @@ SAMPLER_NAMES = ["euler", *(name for name in comfy.samplers.SAMPLER_NAMES if nam
 def fit_latent(model, latent: dict) -> Tensor:
     """Gives the latent's samples the model's channels; an empty latent of any model fits, as in ComfyUI.
 
-    Raises ValueError for a missing latent, one with NaN, or one with another model's channels.
+    Raises ValueError for a missing latent, one with NaN, one with another model's channels, or a noise mask
+    that covers nothing.
     """
     samples = latent["samples"]
     if samples.is_nested or samples.ndim != 4 or 0 in samples.shape:
@@ -38,6 +39,12 @@ def fit_latent(model, latent: dict) -> Tensor:
             "Ovis-Image Empty Latent, or encode the picture with Ovis-Image's VAE"
         )
     check_finite(samples, "the latent", "make it again")
+    mask = latent.get("noise_mask")
+    if mask is not None and not (mask > 0).any():
+        raise ValueError(
+            f"the mask covers nothing of the picture ({mask.shape[-1]} x {mask.shape[-2]} pixels), so "
+            "nothing would be drawn: it is empty, or lies outside since the picture was scaled; move it back"
+        )
     return samples
 
 
