@@ -22,8 +22,9 @@ FOLDER_FILE = re.compile(r"(-\d{5}-of-\d{5}|(^|[/\\])(model|diffusion_pytorch_mo
 
 
 def offer_own_models() -> None:
-    """Lists the models that come with the pack among ComfyUI's diffusers pipelines."""
+    """Lists the models that come with the pack among ComfyUI's diffusers pipelines, and their LoRA."""
     folder_paths.add_model_folder_path(PIPELINES, str(OWN_MODELS))
+    folder_paths.add_model_folder_path("loras", str(OWN_MODELS / "loras"))
 
 
 def model_names() -> list[str]:
