@@ -22,6 +22,29 @@ EDITOR_IS_UP = (
     "window.app?.canvas && window.app.extensionManager && !!LiteGraph.registered_node_types.OvisImageSampler"
 )
 
+# A field that a subgraph's node shows is set there, as its user would.
+SET_WIDGETS = """
+    ([id, values]) => {
+        const [first, ...inner] = id.split(':')
+        let node = app.rootGraph.getNodeById(first), outer
+        for (const id of inner) {
+            outer = node
+            node = node.subgraph.getNodeById(id)
+        }
+        const shownAs = name => {
+            const link = outer?.subgraph.getLink(node.inputs.find(slot => slot.widget?.name === name)?.link)
+            return link && outer.subgraph.inputs[link.origin_slot].name
+        }
+        for (const [name, value] of Object.entries(values)) {
+            const shown = shownAs(name)
+            const {widgets} = shown ? outer : node
+            const widget = widgets.find(widget => widget.name === (shown ?? name))
+            widget.value = value
+            widget.callback?.(value)
+        }
+    }
+"""
+
 
 class Server:
     """A running ComfyUI, its models folder and the names of the small model there."""
@@ -43,9 +66,13 @@ class Editor:
         self.vue = renderer == "Nodes 2.0"
         self.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", self.vue)
 
-    def choose_template(self, name: str) -> None:
+    def open_templates(self):
+        """Opens the template browser -> its dialog."""
         self.page.get_by_role("button", name="Templates").click()
-        dialog = self.page.get_by_role("dialog")
+        return self.page.get_by_role("dialog")
+
+    def choose_template(self, name: str) -> None:
+        dialog = self.open_templates()
         dialog.get_by_text("ovis-image", exact=True).click()
         card = dialog.get_by_test_id(f"template-workflow-{name}")
         # A card's picture is loaded when it comes into view, and until then a click may be lost.
@@ -55,16 +82,8 @@ class Editor:
         expect(dialog).to_be_hidden()
 
     def set_widgets(self, node: int | str, values: dict) -> None:
-        self.evaluate(
-            """([id, values]) => {
-                for (const [name, value] of Object.entries(values)) {
-                    const widget = app.graph.getNodeById(id).widgets.find(widget => widget.name === name)
-                    widget.value = value
-                    widget.callback?.(value)
-                }
-            }""",
-            [node, values],
-        )
+        """Sets fields of a node, `7`, or of one inside a subgraph's node, `21:7`."""
+        self.evaluate(SET_WIDGETS, [str(node), values])
 
     def watch(self) -> None:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

@@ -1,4 +1,4 @@
-"""Every example workflow, from the template browser to its pictures, on both of the editor's renderers."""
+"""Every template, from the template browser: found, readable as it opens, and run to its pictures."""
 
 import itertools
 
@@ -6,19 +6,41 @@ import example_workflows as examples
 import pytest
 from playwright.sync_api import expect
 
+SCREEN = {"width": 1600, "height": 1000}
+LEAST_ZOOM = 0.62  # texts are drawn, as in ComfyUI's own templates
+OPEN = """
+    ([graph, name]) => app.loadGraphData(graph, true, true, name, {openSource: 'template'})
+"""
 BOXES = """
     () => [app.graph.nodes, app.graph.groups].map(things => things.map(thing => {
         const [left, top, width, height] = thing.boundingRect
         return {title: thing.title, left, top, right: left + width, bottom: top + height}
     }))
 """
+# A live preview on every node that draws, by the message that the server sends.
+PREVIEW = """
+    async types => {
+        const canvas = new OffscreenCanvas(128, 128)
+        canvas.getContext('2d').fillRect(0, 0, 128, 128)
+        const blob = await canvas.convertToBlob()
+        const draws = node => types.includes(node.type) || node.subgraph?.nodes.some(draws)
+        const ids = app.graph.nodes.filter(draws).map(node => String(node.id))
+        for (const displayNodeId of ids)
+            app.api.dispatchCustomEvent('b_preview_with_metadata', {blob, displayNodeId, jobId: 'test'})
+        return ids
+    }
+"""
+DRAWING = ["OvisImageSampler", "OvisTextRetry", "SamplerCustomAdvanced"]
+PREVIEWS_ARE_SHOWN = """
+    ([vue, ids]) => ids.every(id => vue
+        ? document.querySelector(`[data-node-id="${id}"] img`)?.naturalWidth
+        : app.graph.getNodeById(id).imgs?.[0]?.naturalWidth
+    )
+"""
 # The pictures on the nodes are those of this run: {node id: [[file, width, height], ...]}.
 PICTURES_ARE_SHOWN = """
-    ([vue, wanted]) => Object.entries(wanted).every(([id, pictures]) => {
-        const images = vue
-            ? document.querySelectorAll(`[data-node-id="${id}"] img`)
-            : app.graph.getNodeById(id).imgs ?? []
-        const shown = [...images].map(image => [
+    wanted => Object.entries(wanted).every(([id, pictures]) => {
+        const shown = [...app.graph.getNodeById(id).imgs ?? []].map(image => [
             new URL(image.src).searchParams.get('filename'), image.naturalWidth, image.naturalHeight
         ])
         const same = (got, want) => want.every((value, place) => value === got[place])
@@ -34,42 +56,75 @@ def files(server):
     examples.write_lora(server.models)
 
 
-@pytest.mark.parametrize("name", [name for name in examples.NAMES if name not in examples.APPS])
-def test_it_opens_from_the_template_browser_and_shows_its_pictures(shared_editor, server, name):
-    editor, page = shared_editor, shared_editor.page
-    editor.complaints.clear()
-    open_template(editor, name)
-    check_layout(editor)
+@pytest.fixture
+def screen(shared_editor):
+    shared_editor.page.set_viewport_size(SCREEN)
+    shared_editor.complaints.clear()
+    return shared_editor
 
-    api = examples.api_graph(name)
-    for node, values in examples.quick_values(api).items():
+
+on_the_classic_canvas = pytest.mark.parametrize("shared_editor", ["classic canvas"], indirect=True)
+
+
+@on_the_classic_canvas
+def test_searching_all_templates_finds_them(screen):
+    dialog = screen.open_templates()
+    search = dialog.get_by_placeholder("Search")
+    at_once = [examples.TEMPLATES[name] for name in examples.NANO]
+    for words, wanted in {"ovis": examples.TEMPLATES.values(), "试用": at_once}.items():
+        search.fill(words)
+        for template in wanted:
+            expect(dialog.get_by_test_id(f"template-workflow-{template}")).to_have_count(1)
+    screen.page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+
+
+@pytest.mark.parametrize("name", examples.NAMES)
+def test_it_opens_readable_with_room_for_previews(screen, name):
+    editor, page = screen, screen.page
+    editor.evaluate(OPEN, [examples.editor_graph(name), examples.TEMPLATES[name]])
+    if name in examples.APPS:  # which opens as a form
+        expect(page.get_by_test_id("linear-widgets")).to_be_visible()
+        editor.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        expect(page.get_by_test_id("queue-button")).to_be_visible()
+        editor.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    num_nodes = editor.evaluate("app.graph.nodes.length")
+    expect(page.locator("[data-node-id]")).to_have_count(num_nodes if editor.vue else 0)
+    page.wait_for_function(f"app.canvas.ds.scale >= {LEAST_ZOOM} && !app.canvas.low_quality")
+    check_layout(editor)
+    drawing = editor.evaluate(PREVIEW, DRAWING)
+    assert drawing
+    page.wait_for_function(PREVIEWS_ARE_SHOWN, arg=[editor.vue, drawing])
+    check_layout(editor)
+    assert editor.complaints == []
+
+
+@on_the_classic_canvas
+@pytest.mark.parametrize("name", [name for name in examples.NAMES if name not in examples.APPS])
+def test_it_is_the_graph_of_its_api_file_and_shows_its_pictures(screen, server, name):
+    editor, page, api = screen, screen.page, examples.api_graph(name)
+    editor.choose_template(examples.TEMPLATES[name])
+    page.wait_for_function(
+        "num => app.graph.nodes.length === num", arg=len(examples.editor_graph(name)["nodes"])
+    )
+    assert editor.evaluate("app.graphToPrompt().then(({output}) => output)") == api
+
+    for node, values in examples.quick_values(name).items():
         editor.set_widgets(node, values)
     with page.expect_response(lambda response: response.url.endswith("/api/prompt")) as answer:
         page.get_by_test_id("queue-button").click()
     entry = server.process.wait(answer.value.json()["prompt_id"])
     assert entry["status"]["status_str"] == "success", entry["status"]
 
-    saves = [node for node in sorted(api, key=int) if api[node]["class_type"] == "SaveImage"]
+    saves = sorted((node for node in api if api[node]["class_type"] == "SaveImage"), key=int)
     saved = {node: [image["filename"] for image in entry["outputs"][node]["images"]] for node in saves}
     assert sum(map(len, saved.values())) == len(examples.PICTURES[name])
     sizes = iter(examples.PICTURES[name])
     wanted = {node: [[file, *(next(sizes) or ())] for file in files] for node, files in saved.items()}
-    page.wait_for_function(PICTURES_ARE_SHOWN, arg=[editor.vue, wanted])
+    page.wait_for_function(PICTURES_ARE_SHOWN, arg=wanted)
     check_layout(editor)
     expect(page.get_by_text("errors found")).to_have_count(0)
     assert editor.complaints == []
-
-
-def open_template(editor, name: str) -> None:
-    page, nodes = editor.page, examples.editor_graph(name)["nodes"]
-    editor.choose_template(name)
-    page.wait_for_function(
-        "wanted => app.graph.nodes.map(node => node.type).sort().join() === wanted",
-        arg=",".join(sorted(node["type"] for node in nodes)),
-    )
-    assert editor.evaluate("app.graph.nodes.every(node => node.type in LiteGraph.registered_node_types)")
-    expect(page.locator("[data-node-id]")).to_have_count(len(nodes) if editor.vue else 0)
-    editor.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
 
 def check_layout(editor) -> None:

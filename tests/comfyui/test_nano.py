@@ -127,3 +127,24 @@ def test_a_picture_becomes_another_with_the_word(server, read):
     (image,) = pictures(server, graph)
     assert read(image) == "SOON"
     assert np.abs(np.median(np.asarray(image)[:8].reshape(-1, 3), axis=0) - (205, 28, 38)).max() < 40
+
+
+def test_templates_do_what_their_notes_say(server, read):
+    """As shipped: one letter of a word is drawn anew, and the LoRA that comes with the pack draws a frame."""
+    before, after = saved(server, "nano_inpainting")
+    assert (read(before), read(after)) == ("OPEN", "OVEN")
+    changed = (np.asarray(before) != np.asarray(after)).any(axis=(0, 2))
+    assert changed[32:48].any()
+    assert not changed[:32].any()
+    assert not changed[48:].any()
+
+    (framed,) = saved(server, "nano_lora")
+    assert read(framed) == "TEA"
+    assert np.asarray(framed.convert("L"))[6:11, 16:112].mean() > 180, (
+        "white at the top, where the ground was"
+    )
+
+
+def saved(server, name: str) -> list[Image.Image]:
+    graph = json.loads(GRAPH.with_name(f"{name}.json").read_text("utf-8"))
+    return pictures(server, {key: node for key, node in graph.items() if node["class_type"] != "MaskPreview"})
