@@ -11,7 +11,7 @@ ROOT = tiny_model.ROOT
 SHIPPED = {
     *("__init__.py", "nodes", "ovis_core", "pyproject.toml", "requirements.txt"),
     *("locales", "models", "web", "workflows", "subgraphs"),
-    *("README.md", "LICENSE", "SECURITY.md", "docs"),
+    *("README.md", "README.zh.md", "LICENSE", "SECURITY.md", "docs"),
 }
 
 

@@ -85,7 +85,7 @@ def missing_in_page(page: str, schema: dict, names: dict) -> Iterator[str]:
         yield "a table of three columns, too wide for the side panel"
     inputs, outputs = re.split(r"^## (?:Outputs|输出)$", page, flags=re.MULTILINE)
     for name, (kind, options) in fields(schema).items():
-        wanted = [kind, names["inputs"][name]["name"]]
+        wanted = [f"<br>*{kind}", names["inputs"][name]["name"]]
         if options.get("default") not in (None, ""):
             wanted.append(str(options["default"]).split(" ")[0])
         if "min" in options:
@@ -94,7 +94,7 @@ def missing_in_page(page: str, schema: dict, names: dict) -> Iterator[str]:
         yield from (f"{name}: {text}" for text in wanted if text not in row)
     for i, (name, kind) in enumerate(zip(schema["output_name"], schema["output"], strict=True)):
         row = table_row(outputs, name)
-        if kind not in row or names["outputs"][str(i)]["name"] not in row:
+        if not row.endswith(f"<br>*{kind}* |") or names["outputs"][str(i)]["name"] not in row:
             yield f"output {name}"
 
 
