@@ -19,6 +19,7 @@ TEMPLATES = {
     "nano_lora": "Ovis-Image 07 Nano 试用 LoRA",
     "nano_sign.app": "Ovis-Image 08 Nano 试用 sign app in English.app",
     "nano_sign.zh.app": "Ovis-Image 09 Nano 试用 招牌应用 sign app in Chinese.app",
+    "typeset_what_is_wrong": "Ovis-Image 10 Nano 试用 排字修正 type in what is wrong",
     "text_to_image": "Ovis-Image 21 7B 文生图 text to image (needs 20 GB of files)",
     "image_to_image": "Ovis-Image 22 7B 图生图 image to image (needs 20 GB of files)",
     "inpainting": "Ovis-Image 23 7B 局部重绘 inpainting (needs 20 GB of files)",
@@ -34,11 +35,12 @@ TEMPLATES = {
     "poster.zh.app": "Ovis-Image 33 7B 海报应用 poster app in Chinese (needs 20 GB of files).app",
     "verified_poster.app": "Ovis-Image 34 7B verified poster app in English (needs 20 GB of files).app",
     "verified_poster.zh.app": "Ovis-Image 35 7B 校对海报 verified app in Chinese (needs 20 GB of files).app",
+    "rewrite_prompt": "Ovis-Image 36 7B 改写提示词 rewrite a prompt (needs 25 GB of files)",
 }
 NAMES = [*TEMPLATES]
 APPS = [name for name in NAMES if name.endswith(".app")]
-API_ONLY = ["rewrite_prompt", "typeset_what_is_wrong"]  # without a file for the editor
-NANO = [name for name in NAMES if name.startswith("nano_")]  # with the model that comes with the pack
+NANO = [name for name in NAMES if " Nano " in TEMPLATES[name]]  # with the model that comes with the pack
+RUN = [name for name in NAMES if name != "rewrite_prompt"]  # all but one that wants a language model
 LORA = "ovis_image_tiny_lora.safetensors"  # stands for a user's own
 SHRINK = 8
 SIDES = {  # widgets that are pixels
@@ -60,6 +62,7 @@ PICTURES = {
     "nano_image_to_image": [(128, 128)] * 2,
     "nano_inpainting": [(128, 128)] * 2,
     "nano_lora": [(128, 128)],
+    "typeset_what_is_wrong": [(256, 256)] * 2,
     "text_to_image": [(128, 128)],
     "text_to_image_primitives": [(128, 128)],
     "image_to_image": [(144, 144)],

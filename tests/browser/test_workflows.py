@@ -116,6 +116,8 @@ def test_it_is_the_graph_of_its_api_file_and_shows_its_pictures(screen, server, 
         "num => app.graph.nodes.length === num", arg=len(examples.editor_graph(name)["nodes"])
     )
     assert editor.evaluate("app.graphToPrompt().then(({output}) => output)") == api
+    if name not in examples.RUN:
+        return
 
     for node, values in examples.quick_values(name).items():
         editor.set_widgets(node, values)

@@ -56,8 +56,8 @@ def picture(server, graph: dict) -> np.ndarray:
 
 def test_nothing_is_forgotten():
     twins, thumbnails = examples.FOLDER.glob("api/*.json"), examples.FOLDER.glob("*.jpg")
-    assert sorted([*examples.NAMES, *examples.API_ONLY]) == sorted(path.stem for path in twins)
-    assert sorted(examples.NAMES) == sorted(examples.PICTURES)
+    assert sorted(examples.NAMES) == sorted(path.stem for path in twins)
+    assert sorted(examples.RUN) == sorted(examples.PICTURES)
     templates = sorted(examples.TEMPLATES.values())
     assert templates == sorted(path.stem for path in examples.FOLDER.glob("*.json"))
     assert templates == sorted(path.stem for path in thumbnails)
@@ -110,7 +110,7 @@ def check_files(name):
             assert "`example.png`" in note
 
 
-@pytest.mark.parametrize("name", [name for name in examples.NAMES if name not in examples.NANO])
+@pytest.mark.parametrize("name", [name for name in examples.RUN if name not in examples.NANO])
 def test_it_runs_and_saves_its_pictures(saved, name):
     """Those of the Nano run in the browser's tests, and as shipped in test_nano."""
     images = saved(name).values()
