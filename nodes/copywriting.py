@@ -247,7 +247,15 @@ class OvisQuotesKept(io.ComfyNode):
                 "Passes a rewritten prompt on only where every text in quotes is the original's, character "
                 "by character; none lost, none added. Put it behind Generate Text."
             ),
-            search_aliases=["ovis", "rewrite", "enhance prompt", "prompt upsampling", "llm", "quotes"],
+            search_aliases=[
+                "ovis",
+                "文字",
+                "rewrite",
+                "enhance prompt",
+                "prompt upsampling",
+                "llm",
+                "quotes",
+            ],
             inputs=[
                 io.String.Input("original", **LITERAL, multiline=True, tooltip="The prompt as you wrote it."),
                 io.String.Input(

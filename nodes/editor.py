@@ -23,11 +23,10 @@ def answer_while_typing() -> None:
 
 
 async def _answer(request: web.Request) -> web.Response:
-    body = await request.content.read(MAX_BYTES + 1)
-    if len(body) > MAX_BYTES:
+    if request.content_length is None or request.content_length > MAX_BYTES:
         return web.json_response({"error": f"the fields have more than {MAX_BYTES} bytes"}, status=400)
     try:
-        return web.json_response(await asyncio.to_thread(_written, body))
+        return web.json_response(await asyncio.to_thread(_written, await request.read()))
     except (ValueError, RecursionError) as error:
         return web.json_response({"error": str(error)}, status=400)
 

@@ -30,7 +30,17 @@ class OvisTypeset(io.ComfyNode):
                 "Verify found wrong, in place of what was drawn. Every character is as typed."
             ),
             search_aliases=[
-                *("ovis", "draw text", "text overlay", "font", "type", "typography", "price", "fix text"),
+                *(
+                    "ovis",
+                    "文字",
+                    "draw text",
+                    "text overlay",
+                    "font",
+                    "type",
+                    "typography",
+                    "price",
+                    "fix text",
+                ),
                 *("label", "vertical text", "caption"),
             ],
             inputs=[
