@@ -59,8 +59,10 @@ function showPrompt(node) {
     for (const widget of node.widgets) {
         follow(widget, () => {
             clearTimeout(timer)
-            // Only nodes of the main graph have the address that the editor shows texts at.
-            if (node.graph === app.rootGraph) timer = setTimeout(ask, TYPING_PAUSE)
+            // While one types, not when a graph is opened. Only nodes of the main graph have the address that the
+            // editor shows texts at.
+            const typing = document.activeElement?.matches("input, textarea")
+            if (typing && node.graph === app.rootGraph) timer = setTimeout(ask, TYPING_PAUSE)
         })
     }
 }

@@ -22,6 +22,9 @@ EDITOR_IS_UP = (
     "window.app?.canvas && window.app.extensionManager && !!LiteGraph.registered_node_types.OvisImageSampler"
 )
 
+OPEN_TEMPLATE = """
+    ([graph, name]) => app.loadGraphData(graph, true, true, name, {openSource: 'template'})
+"""
 # A field that a subgraph's node shows is set there, as its user would.
 SET_WIDGETS = """
     ([id, values]) => {
@@ -71,14 +74,19 @@ class Editor:
         self.page.get_by_role("button", name="Templates").click()
         return self.page.get_by_role("dialog")
 
+    def open_template(self, graph: dict, name: str) -> None:
+        """Opens a graph as the template browser does once its card is clicked."""
+        self.evaluate(OPEN_TEMPLATE, [graph, name])
+
     def choose_template(self, name: str) -> None:
         dialog = self.open_templates()
         dialog.get_by_text("ovis-image", exact=True).click()
+        dialog.get_by_placeholder("Search").fill(name[:30])  # else cards further down are not there yet
         card = dialog.get_by_test_id(f"template-workflow-{name}")
-        # A card's picture is loaded when it comes into view, and until then a click may be lost.
-        card.scroll_into_view_if_needed()
-        expect(card.get_by_role("img", name=name, exact=True)).to_be_visible()
-        card.click()
+        expect(card).to_be_visible()
+        while card.is_visible():  # until a card's picture is loaded, clicks may be lost
+            card.click()
+            self.page.wait_for_timeout(1000)
         expect(dialog).to_be_hidden()
 
     def set_widgets(self, node: int | str, values: dict) -> None:

@@ -103,7 +103,7 @@ FIRST_FIELDS = {
 def test_an_app_opens_as_one_and_runs(shared_editor, server, name):
     editor, page = shared_editor, shared_editor.page
     editor.complaints.clear()
-    editor.choose_template(examples.TEMPLATES[name])
+    editor.open_template(examples.editor_graph(name), examples.TEMPLATES[name])
     label, text = FIRST_FIELDS[name]
     form = page.get_by_test_id("linear-widgets")
     expect(form.get_by_text(label, exact=True)).to_be_visible()

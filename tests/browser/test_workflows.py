@@ -10,9 +10,6 @@ from playwright.sync_api import expect
 SCREEN = {"width": 1600, "height": 1000}
 LEAST_ZOOM = 0.62  # texts are drawn, as in ComfyUI's own templates
 UNRELATED = re.compile("^template-workflow-api_")
-OPEN = """
-    ([graph, name]) => app.loadGraphData(graph, true, true, name, {openSource: 'template'})
-"""
 BOXES = """
     () => [app.graph.nodes, app.graph.groups].map(things => things.map(thing => {
         const [left, top, width, height] = thing.boundingRect
@@ -89,12 +86,14 @@ def test_searching_all_templates_finds_them(screen):
             expect(dialog.get_by_test_id(f"template-workflow-{template}")).to_have_count(1)
     screen.page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
+    screen.choose_template(at_once[0])
+    screen.page.wait_for_function("app.graph.nodes.some(node => node.type === 'OvisImageSampler')")
 
 
 @pytest.mark.parametrize("name", examples.NAMES)
 def test_it_opens_readable_with_room_for_previews(screen, name):
     editor, page = screen, screen.page
-    editor.evaluate(OPEN, [examples.editor_graph(name), examples.TEMPLATES[name]])
+    editor.open_template(examples.editor_graph(name), examples.TEMPLATES[name])
     if name in examples.APPS:  # which opens as a form
         expect(page.get_by_test_id("linear-widgets")).to_be_visible()
         editor.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
@@ -114,7 +113,7 @@ def test_it_opens_readable_with_room_for_previews(screen, name):
 @pytest.mark.parametrize("name", [name for name in examples.NAMES if name not in examples.APPS])
 def test_it_is_the_graph_of_its_api_file_and_shows_its_pictures(screen, server, name):
     editor, page, api = screen, screen.page, examples.api_graph(name)
-    editor.choose_template(examples.TEMPLATES[name])
+    editor.open_template(examples.editor_graph(name), examples.TEMPLATES[name])
     page.wait_for_function(
         "num => app.graph.nodes.length === num", arg=len(examples.editor_graph(name)["nodes"])
     )
