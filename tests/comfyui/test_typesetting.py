@@ -122,3 +122,22 @@ def test_what_the_small_model_cannot_write_ends_exact(server, text):
     assert final["passed"], final
     assert [found["read"].replace(" ", "") for found in final["texts"]] == [text.replace(" ", "")]
     assert not final["extra"]
+
+
+def test_a_picture_that_is_right_comes_out_as_it_was_drawn(server):
+    """What is typeset is nothing then, and the mask is empty."""
+    graph = examples.api_graph("typeset_what_is_wrong")
+    (typed,) = (node for node in graph.values() if node["class_type"] == "PrimitiveString")
+    typed["inputs"]["value"] = "OPEN"
+    (enlarged,) = (number for number, node in graph.items() if node["class_type"] == "ImageScaleBy")
+    graph["drawn"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": [enlarged, 0], "filename_prefix": "drawn"},
+    }
+    outputs = server.run(graph)
+    (final,) = (
+        number
+        for number, node in graph.items()
+        if node["inputs"].get("filename_prefix") == "ovis_image/typeset"
+    )
+    assert server.image(outputs, final).tobytes() == server.image(outputs, "drawn").tobytes()
