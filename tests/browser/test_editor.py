@@ -1,13 +1,12 @@
 """The example graph in the editor, from opening it to a picture, on both of the editor's renderers."""
 
-import json
 import re
 
+import example_workflows as examples
 import pytest
-import tiny_model
 from playwright.sync_api import expect
 
-WORKFLOW = tiny_model.ROOT / "workflows" / "text_to_image.json"
+WORKFLOW = examples.editor_graph("text_to_image")
 # All that the editor's dynamic prompts and ComfyUI's prompt syntax would change.
 PROMPT = 'URL "https://ovis.ai/sale" {a|b} /* x */ "$9.99" “双11 // 狂欢” (red:1.2) \\( embedding:x\nline2'
 
@@ -16,10 +15,7 @@ PROMPT = 'URL "https://ovis.ai/sale" {a|b} /* x */ "$9.99" “双11 // 狂欢”
 def graph(editor):
     """The editor with the example open and in view, complaints counted from before it was opened."""
     editor.watch()
-    editor.evaluate(
-        "graph => app.loadGraphData(graph, true, true, 'text_to_image')",
-        json.loads(WORKFLOW.read_text("utf-8")),
-    )
+    editor.evaluate("graph => app.loadGraphData(graph, true, true, 'text_to_image')", WORKFLOW)
     editor.page.get_by_text("errors found").wait_for()  # the model files are missing, as they should be
     expect(editor.page.locator("[data-node-id]")).to_have_count(8 if editor.vue else 0)
     editor.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
@@ -27,7 +23,7 @@ def graph(editor):
 
 
 def test_graph_opens_and_offers_the_missing_models(graph):
-    written = {node["id"]: node["type"] for node in json.loads(WORKFLOW.read_text("utf-8"))["nodes"]}
+    written = {node["id"]: node["type"] for node in WORKFLOW["nodes"]}
     opened = graph.evaluate("app.graph.nodes.map(node => [node.id, node.type])")
     assert {int(id): kind for id, kind in opened} == written
     assert len(written) == 8

@@ -27,11 +27,13 @@ def test_each_is_found_by_its_name_and_put_down(shared_editor):
 def test_a_chinese_word_finds_the_text_nodes_in_an_english_editor(shared_editor):
     editor, page = shared_editor, shared_editor.page
     editor.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    page.get_by_role("combobox", name="Add a node...").fill("文字")
+    search = page.get_by_role("combobox", name="Add a node...")
+    search.fill("文字")
     for name in ("Ovis Copy", "Ovis Text Verify", "Ovis-Image Text Encode"):
         first_line = re.compile(f"^{name}")
         expect(page.get_by_role("option").filter(has_text=first_line)).to_have_count(1)
-    page.keyboard.press("Escape")
+    search.press("Escape")
+    expect(search).to_be_hidden()
 
 
 def test_what_the_editor_shows_beyond_the_schemas(shared_editor):

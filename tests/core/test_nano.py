@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -32,12 +33,19 @@ RECIPE = nano.Recipe(
 
 @pytest.fixture
 def run(tmp_path, fonts):
-    def run(out="run", minutes=60.0, recipe=RECIPE):
-        deadline = time.monotonic() + 60 * minutes
-        nano.NanoRun(tmp_path / out, recipe, "cpu", deadline, num_workers=0, faces=fonts).run()
-        return tmp_path / out
+    return partial(make, tmp_path, fonts)
 
-    return run
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, fonts):
+    """What the recipe makes without a stop."""
+    return make(tmp_path_factory.mktemp("nano"), fonts, "made")
+
+
+def make(folder, fonts, out, minutes=60.0, recipe=RECIPE):
+    deadline = time.monotonic() + 60 * minutes
+    nano.NanoRun(folder / out, recipe, "cpu", deadline, num_workers=0, faces=fonts).run()
+    return folder / out
 
 
 def weights(folder):
@@ -46,8 +54,8 @@ def weights(folder):
     return {f"{i}.{key}": value for i, part in enumerate(parts) for key, value in part.state_dict().items()}
 
 
-def test_the_recipe_makes_a_model_of_its_size(run):
-    folder = run()
+def test_the_recipe_makes_a_model_of_its_size(made):
+    folder = made
     model = folder / nano.NAME
     pipeline = load_pipeline(model, dtype=torch.float32)
     image = pipeline("OPEN 欢迎", width=64, height=64, steps=2)
@@ -66,8 +74,8 @@ def test_the_recipe_makes_a_model_of_its_size(run):
     ]
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, tmp_path):
-    whole = weights(run("whole"))
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, made):
+    whole = weights(made)
     stops = 0
     while True:
         try:
@@ -81,29 +89,27 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, tmp_path):
     assert all(torch.equal(stopped[key], value) for key, value in whole.items())
 
 
-def test_gradient_checkpointing_changes_nothing(run):
-    kept = weights(run("kept"))
+def test_gradient_checkpointing_changes_nothing(run, made):
+    kept = weights(made)
     computed_again = weights(run("again", recipe=replace(RECIPE, gradient_checkpointing=True)))
     assert all(torch.equal(computed_again[key], value) for key, value in kept.items())
 
 
-def test_the_decoder_alone_learns_at_the_end(run):
+def test_the_decoder_alone_learns_at_the_end(run, made):
     """What the MMDiT was trained on, the encoder's latents, stays what it was."""
-    without, with_it = weights(run("a", recipe=replace(RECIPE, decoder=None))), weights(run("b"))
+    without, with_it = weights(run("a", recipe=replace(RECIPE, decoder=None))), weights(made)
     changed = {key for key in without if not torch.equal(without[key], with_it[key])}
     assert {key.split(".")[1] for key in changed} == {"decoder"}
     assert changed >= {"2.decoder.conv_in.weight", "2.decoder.conv_out.bias"}
 
 
-def test_a_recipe_may_compile_the_blocks(run, monkeypatch):
+def test_a_recipe_may_compile_the_blocks(run, made, monkeypatch):
     """With a compiler that does nothing: torch's own takes a minute."""
     given = []
     monkeypatch.setattr(torch, "compile", lambda function: given.append(function) or function)
-    plain = weights(run("plain"))
-    assert not given
     compiled = weights(run("compiled", recipe=replace(RECIPE, compiled=True)))
     assert [function.__name__ for function in given] == ["call_block"]
-    assert all(torch.equal(compiled[key], value) for key, value in plain.items())
+    assert all(torch.equal(compiled[key], value) for key, value in weights(made).items())
 
 
 def test_the_model_starts_as_zero_velocity():
