@@ -12,30 +12,6 @@ OURS = """
 NODE_IS_THERE = "type => app.graph.nodes.length === 1 && app.graph.nodes[0].type === type"
 
 
-def test_each_is_found_by_its_name_and_put_down(shared_editor):
-    editor = shared_editor
-    editor.complaints.clear()
-    nodes = editor.evaluate(OURS)
-    assert len(nodes) >= 22
-    for node_id, display_name in nodes:
-        put_down(editor, node_id, display_name)
-        expect(editor.page.locator("[data-node-id]")).to_have_count(1 if editor.vue else 0)
-    complaints = [said for said in editor.complaints if "The trigger event was undefined" not in said]
-    assert complaints == []
-
-
-def test_a_chinese_word_finds_the_text_nodes_in_an_english_editor(shared_editor):
-    editor, page = shared_editor, shared_editor.page
-    editor.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    search = page.get_by_role("combobox", name="Add a node...")
-    search.fill("文字")
-    for name in ("Ovis Copy", "Ovis Text Verify", "Ovis-Image Text Encode"):
-        first_line = re.compile(f"^{name}")
-        expect(page.get_by_role("option").filter(has_text=first_line)).to_have_count(1)
-    search.press("Escape")
-    expect(search).to_be_hidden()
-
-
 def test_what_the_editor_shows_beyond_the_schemas(shared_editor):
     editor, page = shared_editor, shared_editor.page
     editor.evaluate("app.canvas.setGraph(app.rootGraph), app.rootGraph.clear()")
@@ -69,6 +45,30 @@ def test_what_the_editor_shows_beyond_the_schemas(shared_editor):
         "wanted => app.graph.nodes[0].widgets.some(widget => String(widget.value).endsWith(wanted))",
         arg=wanted,
     )
+
+
+def test_each_is_found_by_its_name_and_put_down(shared_editor):
+    editor = shared_editor
+    editor.complaints.clear()
+    nodes = editor.evaluate(OURS)
+    assert len(nodes) >= 22
+    for node_id, display_name in nodes:
+        put_down(editor, node_id, display_name)
+        expect(editor.page.locator("[data-node-id]")).to_have_count(1 if editor.vue else 0)
+    complaints = [said for said in editor.complaints if "The trigger event was undefined" not in said]
+    assert complaints == []
+
+
+def test_a_chinese_word_finds_the_text_nodes_in_an_english_editor(shared_editor):
+    editor, page = shared_editor, shared_editor.page
+    editor.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    search = page.get_by_role("combobox", name="Add a node...")
+    search.fill("文字")
+    for name in ("Ovis Copy", "Ovis Text Verify", "Ovis-Image Text Encode"):
+        first_line = re.compile(f"^{name}")
+        expect(page.get_by_role("option").filter(has_text=first_line)).to_have_count(1)
+    search.press("Escape")
+    expect(search).to_be_hidden()
 
 
 def test_list_values_are_in_the_language_of_the_editor(server, open_editor_in):
