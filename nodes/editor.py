@@ -24,7 +24,7 @@ def answer_while_typing() -> None:
 
 async def _answer(request: web.Request) -> web.Response:
     if request.content_length is None or request.content_length > MAX_BYTES:
-        return web.json_response({"error": f"the fields have more than {MAX_BYTES} bytes"}, status=400)
+        return web.json_response({"error": f"the fields are to have at most {MAX_BYTES} bytes"}, status=400)
     try:
         return web.json_response(await asyncio.to_thread(_written, await request.read()))
     except (ValueError, RecursionError) as error:

@@ -47,6 +47,18 @@ def test_files_that_readme_names_are_shipped():
     assert named <= archive()
 
 
+def test_links_of_readme_and_docs_lead_somewhere():
+    pages = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]
+    assert len(pages) > 8
+    lost = [
+        f"{page.name}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert not lost
+
+
 def test_shipped_code_imports_nothing_that_is_not_shipped():
     for file in archive():
         if file.endswith(".py"):

@@ -4,7 +4,8 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 
 const TYPING_PAUSE = 400 // milliseconds
-const CONNECTED = (node, name) => node.inputs?.find(input => input.widget?.name === name)?.link != null
+const isLinked = (node, name) => node.inputs?.find(input => input.widget?.name === name)?.link != null
+const quiet = () => {} // while the server is away there is nothing to show
 let nodeTexts = {}
 
 /** Calls `changed` after a widget's own callback, whenever its value is set by hand. */
@@ -31,7 +32,7 @@ function greyPresetSides(node) {
     const widget = name => node.widgets.find(widget => widget.name === name)
     const preset = widget("aspect_ratio")
     const update = () => {
-        const ruled = preset.value !== "custom" && !CONNECTED(node, "aspect_ratio")
+        const ruled = preset.value !== "custom" && !isLinked(node, "aspect_ratio")
         for (const side of ["width", "height"]) widget(side).disabled = ruled
         node.setDirtyCanvas?.(true)
     }
@@ -48,7 +49,7 @@ function greyPresetSides(node) {
 function showPrompt(node) {
     let timer
     const ask = async () => {
-        const fields = node.widgets.filter(widget => !CONNECTED(node, widget.name))
+        const fields = node.widgets.filter(widget => !isLinked(node, widget.name))
         const body = JSON.stringify(Object.fromEntries(fields.map(({ name, value }) => [name, value])))
         const answer = await api.fetchApi("/ovis_image/copy", { method: "POST", body })
         const { prompt, tokens, error } = await answer.json()
@@ -62,7 +63,7 @@ function showPrompt(node) {
             // While one types, not when a graph is opened. Only nodes of the main graph have the address that the
             // editor shows texts at.
             const typing = document.activeElement?.matches("input, textarea")
-            if (typing && node.graph === app.rootGraph) timer = setTimeout(ask, TYPING_PAUSE)
+            if (typing && node.graph === app.rootGraph) timer = setTimeout(() => ask().catch(quiet), TYPING_PAUSE)
         })
     }
 }

@@ -31,9 +31,7 @@ NARROW = 0.6  # of a character's sides: beyond, it is not stretched to a square,
 CELLS, DIRECTIONS = 5, 8
 FAINT, FULL = 0.15, 0.85  # coverage that counts for none, and for all: the ground is never quite even
 STROKE = 0.3  # coverage from which a pixel belongs to a stroke
-FLATTEN = (
-    0.7  # the power of the histogram: small edges, where a stroke breaks, count for more than their share
-)
+FLATTEN = 0.7  # power of the histogram: small edges, where a stroke breaks, count for more than their share
 RING = LINE // 6  # pixels along a line's edges: mostly ground, and what lies beside the writing
 FILLED = 0.8  # of a row or column of the ring with ink: an edge of the ground, no writing
 SMALL = 0.3  # em of a character's longer side: what is smaller, as a full stop, has no strokes to compare
